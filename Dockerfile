@@ -1,0 +1,31 @@
+# The gateway alone: docker build -t model-dispatcher . && docker run -dp 8000:8000 model-dispatcher
+# It starts without TorchServe; /health/ready says which one it looks for.
+# DISPATCHER_SERVERS__LOCAL__URL and the others of docs/configuration.md point it elsewhere.
+
+FROM python:3.12-slim AS build
+COPY requirements.txt .
+RUN python -m venv /venv \
+ && /venv/bin/pip install --no-cache-dir --disable-pip-version-check -r requirements.txt \
+ && /venv/bin/pip uninstall --yes --quiet pip
+
+FROM python:3.12-slim
+# The same user as TorchServe's: its key file is readable by its own user only. A volume that is mounted
+# at /run/torchserve gets the folder's owner, whichever container comes first.
+RUN groupadd --gid 10001 dispatcher \
+ && useradd --uid 10001 --gid dispatcher --no-create-home --shell /usr/sbin/nologin dispatcher \
+ && install -d -o dispatcher -g dispatcher -m 0700 /run/torchserve
+COPY --from=build /venv /venv
+WORKDIR /app
+COPY dispatcher.toml ./
+COPY domain/ domain/
+COPY application/ application/
+COPY infrastructure/ infrastructure/
+COPY bootstrap/ bootstrap/
+COPY interface/ interface/
+ENV PATH=/venv/bin:$PATH PYTHONUNBUFFERED=1
+RUN python -m compileall -q .
+USER 10001:10001
+EXPOSE 8000
+HEALTHCHECK --interval=10s --timeout=5s --start-period=30s --retries=3 CMD ["python", "-c", \
+ "from http.client import HTTPConnection as C; c = C('127.0.0.1', 8000, timeout=4); c.request('GET', '/health/live'); exit(c.getresponse().status != 200)"]
+CMD ["python", "-m", "interface.cli", "serve", "--host", "0.0.0.0"]

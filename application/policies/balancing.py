@@ -1,0 +1,65 @@
+"""Load balancing: power of two choices on peak EWMA."""
+
+from __future__ import annotations
+
+import asyncio
+from dataclasses import replace
+from typing import TYPE_CHECKING
+
+from domain.errors import NoServerAvailable, ServerError, ServerUnreachable
+from domain.events import AttemptFailed
+from domain.selection import power_of_two_choices
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Sequence
+
+    from application.fleet import Fleet, Server
+    from application.pipeline import Policy
+    from domain.ports import Observer
+    from domain.prediction import PredictionRequest, PredictionResult
+
+
+class Balancing:
+    """Sends each request to one of the fleet's servers that can answer it now.
+
+    Innermost: what it wraps is not one predictor but each server's own, inside the `attempt` policies,
+    which see one try on one server. `pick` draws k of a sequence, as `random.Random.sample`.
+    Raises NoServerAvailable, and what the server raises.
+    """
+
+    def __init__(
+        self,
+        fleet: Fleet,
+        *,
+        attempt: Policy,
+        observe: Observer,
+        pick: Callable[[Sequence[Server], int], list[Server]],
+    ) -> None:
+        self._fleet = fleet
+        self._attempts = {server.name: attempt(server.predict) for server in fleet.servers}
+        self._observe = observe
+        self._pick = pick
+
+    async def __call__(self, request: PredictionRequest) -> PredictionResult:
+        ready = self._fleet.ready(request.model, request.server)
+        if not ready:
+            raise NoServerAvailable(self._fleet.why_not(request.model, request.server))
+        server = power_of_two_choices(ready, lambda each: each.load.load(), self._pick)
+        return await self._send(server, request)
+
+    async def _send(self, server: Server, request: PredictionRequest) -> PredictionResult:
+        clock = asyncio.get_running_loop().time
+        begun = clock()
+        server.load.in_flight += 1
+        try:
+            result = await self._attempts[server.name](request)
+        except ServerError as error:
+            self._observe(AttemptFailed(server.name, request.model, str(error)))
+            if isinstance(error, ServerUnreachable):
+                self._fleet.lost(server, str(error))
+            raise
+        finally:
+            server.load.in_flight -= 1
+        seconds = clock() - begun
+        server.took(request.model, seconds, clock())
+        return replace(result, server_seconds=seconds)

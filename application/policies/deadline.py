@@ -1,0 +1,43 @@
+"""Total timeout."""
+
+from __future__ import annotations
+
+import asyncio
+from dataclasses import replace
+from typing import TYPE_CHECKING
+
+from domain.errors import DeadlineExceeded
+
+if TYPE_CHECKING:
+    from domain.ports import Predictor
+    from domain.prediction import PredictionRequest, PredictionResult
+
+
+class Deadline:
+    """Ends a request when its time is over.
+
+    A request without a deadline gets `default` seconds; none gets more than `cap` seconds from here.
+    Everything inside may read `request.deadline` and is cancelled at that moment.
+    Raises DeadlineExceeded.
+    """
+
+    def __init__(self, inner: Predictor, *, default: float, cap: float) -> None:
+        self._inner = inner
+        self._default = default
+        self._cap = cap
+
+    async def __call__(self, request: PredictionRequest) -> PredictionResult:
+        now = asyncio.get_running_loop().time()
+        wanted = now + self._default if request.deadline is None else request.deadline
+        deadline = min(wanted, now + self._cap)
+        if deadline <= now:
+            raise DeadlineExceeded
+        limit = asyncio.timeout_at(deadline)
+        try:
+            async with limit:
+                return await self._inner(replace(request, deadline=deadline))
+        except TimeoutError:
+            if not limit.expired():
+                raise
+            message = f"No answer within {deadline - now:.3g} s. Allow more time, or send fewer instances."
+            raise DeadlineExceeded(message) from None

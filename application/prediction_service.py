@@ -1,0 +1,79 @@
+"""The way of a request through the gateway: find the model, run its pipeline, speak for the model."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from typing import TYPE_CHECKING
+
+from domain.errors import (
+    FieldError,
+    InputRejectedByModel,
+    InvalidRequest,
+    ModelNotFound,
+    NoServerAvailable,
+    VersionNotFound,
+)
+from domain.prediction import Refusal
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
+
+    from application.fleet import Fleet
+    from domain.ports import Predictor
+    from domain.prediction import ModelRef, PredictionRequest, PredictionResult
+
+LOOK_AGAIN = 1.0  # seconds: how old the fleet's word may be before an unknown model is believed unknown
+
+
+class PredictionService:
+    """Answers requests for any model the fleet serves.
+
+    `pipeline` makes the predictor of one version of one model: batches and flights never cross models.
+    """
+
+    def __init__(self, fleet: Fleet, pipeline: Callable[[ModelRef], Predictor]) -> None:
+        self._fleet = fleet
+        self._make_pipeline = pipeline
+        self._pipelines: dict[ModelRef, Predictor] = {}
+
+    async def predict(self, request: PredictionRequest) -> PredictionResult:
+        """One prediction for each instance, in order, by the version named in the result.
+
+        Raises a DispatchError; InputRejectedByModel points at every instance the model refused.
+        """
+        self._check_address(request)
+        model = await self._resolve(request.model)
+        result = await self._pipeline(model)(replace(request, model=model))
+        self._check_refusals(result)
+        return result
+
+    async def _resolve(self, model: ModelRef) -> ModelRef:
+        try:
+            return self._fleet.resolve(model)
+        except (ModelNotFound, VersionNotFound, NoServerAvailable):
+            await self._fleet.refresh(max_age=LOOK_AGAIN)  # it may have come since
+            return self._fleet.resolve(model)
+
+    def _pipeline(self, model: ModelRef) -> Predictor:
+        known = self._pipelines.get(model)
+        if known is None:
+            served = {(m.name, m.version) for m in self._fleet.models()}
+            for gone in [ref for ref in self._pipelines if (ref.name, ref.version) not in served]:
+                del self._pipelines[gone]
+            known = self._pipelines[model] = self._make_pipeline(model)
+        return known
+
+    def _check_address(self, request: PredictionRequest) -> None:
+        if not self._fleet.at(request.server):
+            message = "No configured server has this host and port; leave them out to use any."
+            wrong = [("/host", request.server.host), ("/port", request.server.port)]
+            errors = [FieldError(pointer, message) for pointer, value in wrong if value is not None]
+            raise InvalidRequest(message, errors)
+
+    @staticmethod
+    def _check_refusals(result: PredictionResult) -> None:
+        refused = [(i, p) for i, p in enumerate(result.predictions) if isinstance(p, Refusal)]
+        if refused:
+            errors = [FieldError(f"/instances/{i}", refusal.message) for i, refusal in refused]
+            message = f"The model refused {len(refused)} of {len(result.predictions)} instances."
+            raise InputRejectedByModel(message, errors, code=refused[0][1].code)

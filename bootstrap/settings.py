@@ -1,0 +1,184 @@
+"""What is deployed: `dispatcher.toml`, overridden by environment variables `DISPATCHER_…`.
+
+Everything is validated when the gateway starts; docs/configuration.md is the reference.
+"""
+
+from __future__ import annotations
+
+import os
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any, Literal
+
+from pydantic import AfterValidator, BaseModel, ConfigDict, Field, HttpUrl, ValidationError
+from pydantic_settings import BaseSettings, SettingsConfigDict, TomlConfigSettingsSource
+
+if TYPE_CHECKING:
+    from pydantic_settings import PydanticBaseSettingsSource
+
+PREFIX = "DISPATCHER_"
+CONFIG_VARIABLE = PREFIX + "CONFIG"
+DEFAULT_CONFIG = "dispatcher.toml"
+
+Seconds = Annotated[float, Field(gt=0, le=86_400, allow_inf_nan=False)]
+ServerName = Annotated[str, Field(pattern=r"^[a-z0-9][a-z0-9_-]{0,62}$")]
+
+
+def _no_path(url: HttpUrl) -> HttpUrl:
+    if (url.path or "/") != "/" or url.query or url.fragment or url.username or url.password:
+        message = "should be protocol, host and port only"
+        raise ValueError(message)
+    return url
+
+
+ServerUrl = Annotated[HttpUrl, AfterValidator(_no_path)]
+
+
+class _Table(BaseModel):
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+
+class ServerSettings(_Table):
+    """One TorchServe."""
+
+    url: ServerUrl = Field(description="Inference address: protocol, host and port.")
+    management_url: ServerUrl | None = Field(
+        None,
+        description="Management address. Without it the gateway cannot see versions and workers, "
+        "and serves only the models named in the configuration.",
+    )
+    key_file: Path | None = Field(
+        None,
+        description="TorchServe's `key_file.json`; leave it out where token authorization is off.",
+    )
+
+
+class ModelSettings(_Table):
+    """How one model is asked."""
+
+    timeout: Seconds = Field(30.0, description="Total timeout where the caller names none.")
+    attempt_timeout: Seconds = Field(
+        20.0, description="Per-try timeout; keep it below the model's `responseTimeout` in TorchServe."
+    )
+    payload: Literal["instances", "body"] = Field(
+        "instances",
+        description='What the model\'s handler takes: `{"instances": […]}`, or one bare instance a request.',
+    )
+    canary: Any = Field(
+        None, description="An instance the model must answer before a server counts as ready for it."
+    )
+
+
+class HealthSettings(_Table):
+    """How servers are watched."""
+
+    interval: Seconds = Field(5.0, description="Between two looks at a healthy fleet.")
+    interval_down: Seconds = Field(1.0, description="Between two looks while a server has a problem.")
+    probe_timeout: Seconds = Field(2.0, description="For one management call.")
+    canary_timeout: Seconds = Field(5.0, description="For one canary prediction.")
+
+
+class HttpSettings(_Table):
+    """What is accepted from callers."""
+
+    max_body_bytes: int = Field(6_553_500, gt=0, description="Largest request body; TorchServe's default.")
+    max_instances: int = Field(1_000, gt=0, description="Most instances in one request.")
+    max_timeout: Seconds = Field(
+        120.0, description="Cap on `X-Request-Timeout` and on every model's timeout."
+    )
+
+
+class LogSettings(_Table):
+    """What is logged, to standard error."""
+
+    format: Literal["auto", "json", "console"] = Field(
+        "auto", description="`auto` is `console` on a terminal and `json` elsewhere."
+    )
+    level: Literal["debug", "info", "warning", "error"] = Field("info", description="Lowest level logged.")
+    access: bool = Field(default=True, description="Whether each request is logged.")
+
+
+class Settings(BaseSettings):
+    """Everything that can be configured."""
+
+    model_config = SettingsConfigDict(
+        extra="forbid", frozen=True, env_prefix=PREFIX, env_nested_delimiter="__", env_ignore_empty=True
+    )
+
+    servers: dict[ServerName, ServerSettings] = Field(
+        default_factory=lambda: {
+            "local": ServerSettings(
+                url=HttpUrl("http://127.0.0.1:8080"), management_url=HttpUrl("http://127.0.0.1:8081")
+            )
+        },
+        min_length=1,
+        description="The TorchServe fleet, by name. Requests never reach any other host.",
+    )
+    defaults: ModelSettings = Field(ModelSettings(), description="For models without a table of their own.")
+    models: dict[str, ModelSettings] = Field(
+        default_factory=dict,
+        description="Models that have to be served for the gateway to be ready, and how each is asked; "
+        "keys left out come from `defaults`.",
+    )
+    health: HealthSettings = HealthSettings()
+    http: HttpSettings = HttpSettings()
+    log: LogSettings = LogSettings()
+
+    @classmethod
+    def settings_customise_sources(
+        cls,
+        settings_cls: type[BaseSettings],
+        init_settings: PydanticBaseSettingsSource,
+        env_settings: PydanticBaseSettingsSource,
+        dotenv_settings: PydanticBaseSettingsSource,  # noqa: ARG003  (the environment is enough)
+        file_secret_settings: PydanticBaseSettingsSource,  # noqa: ARG003
+    ) -> tuple[PydanticBaseSettingsSource, ...]:
+        return init_settings, env_settings, TomlConfigSettingsSource(settings_cls, _config_path())
+
+    def model(self, name: str) -> ModelSettings:
+        """How `name` is asked: its own table, completed from `defaults`."""
+        own = self.models.get(name, ModelSettings())
+        return self.defaults.model_copy(update={key: getattr(own, key) for key in own.model_fields_set})
+
+
+class SettingsError(Exception):
+    """The configuration is not usable; the message names each key and what is allowed."""
+
+
+def load() -> Settings:
+    """The settings of this process. Raises SettingsError."""
+    try:
+        _check_path()
+        _check_variables()
+        return Settings()
+    except ValidationError as error:
+        problems = [f"  {_key(e['loc'])}: {e['msg']}" for e in error.errors(include_url=False)]
+        raise SettingsError("\n".join([f"{_config_path()} or the environment:", *problems])) from None
+    except ValueError as error:  # TOML syntax, unreadable JSON in a variable
+        message = f"{_config_path()} or the environment: {error}"
+        raise SettingsError(message) from None
+
+
+def _config_path() -> Path:
+    return Path(os.environ.get(CONFIG_VARIABLE, DEFAULT_CONFIG))
+
+
+def _check_path() -> None:
+    if CONFIG_VARIABLE in os.environ and not _config_path().is_file():
+        message = f"{CONFIG_VARIABLE} names {_config_path()}, which is not a file."
+        raise SettingsError(message)
+
+
+def _check_variables() -> None:
+    """pydantic-settings overlooks misspelt variables; a typing error should not pass silently."""
+    known = {name.upper() for name in Settings.model_fields} | {"CONFIG"}
+    for variable in os.environ:
+        if variable.startswith(PREFIX):
+            name = variable.removeprefix(PREFIX).partition("__")[0]
+            if name not in known:
+                message = f"{variable}: no such setting. Known: {PREFIX}{f', {PREFIX}'.join(sorted(known))}."
+                raise SettingsError(message)
+
+
+def _key(loc: tuple[int | str, ...]) -> str:
+    variable = PREFIX + "__".join(str(part).upper() for part in loc)
+    return f"{'.'.join(map(str, loc))} ({variable})"

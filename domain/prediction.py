@@ -1,0 +1,108 @@
+"""A request for predictions, and what came back: the two types that pass through the one port."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field, replace
+from typing import TYPE_CHECKING, TypeAlias
+
+if TYPE_CHECKING:
+    from collections.abc import Mapping, Sequence
+
+Json: TypeAlias = "bool | int | float | str | Sequence[Json] | Mapping[str, Json] | None"
+
+
+@dataclass(frozen=True, slots=True)
+class ModelRef:
+    """A model by name; `version` None means whichever its server calls the default."""
+
+    name: str
+    version: str | None = None
+
+    def __str__(self) -> str:
+        return self.name if self.version is None else f"{self.name}/{self.version}"
+
+
+@dataclass(frozen=True, slots=True)
+class ServerAddress:
+    """The one server a caller insists on; it must be a configured one."""
+
+    host: str | None = None
+    port: int | None = None
+
+    def names(self, host: str, port: int) -> bool:
+        """Whether `host` and `port` are what the caller asked for; what is None matches everything."""
+        return self.host in {None, host} and self.port in {None, port}
+
+
+ANY_SERVER = ServerAddress()
+
+
+@dataclass(frozen=True, slots=True)
+class PredictionRequest:
+    """One or more instances for one model.
+
+    `deadline` is a time of the event loop's clock, in seconds; None until one is set.
+    """
+
+    model: ModelRef
+    instances: tuple[Json, ...]
+    parameters: Mapping[str, Json] = field(default_factory=dict)
+    server: ServerAddress = ANY_SERVER
+    deadline: float | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class Refusal:
+    """Stands in the place of a prediction: the model refused this instance, not its neighbours.
+
+    `code` is the model's own, 400 to 499.
+    """
+
+    code: int
+    message: str
+
+
+Prediction: TypeAlias = "Json | Refusal"
+
+
+@dataclass(frozen=True, slots=True)
+class PredictionResult:
+    """One prediction (or refusal) for each instance, in order, from the version in `model`.
+
+    `server_seconds` is how long the server took to answer.
+    """
+
+    model: ModelRef
+    predictions: tuple[Prediction, ...]
+    server_seconds: float = 0.0
+
+    def split(self, sizes: Sequence[int]) -> tuple[PredictionResult, ...]:
+        """Undo `merge`: consecutive parts of `sizes` predictions each."""
+        if sum(sizes) != len(self.predictions):
+            message = f"{len(self.predictions)} predictions cannot be split into {sizes}"
+            raise ValueError(message)
+        parts = []
+        start = 0
+        for size in sizes:
+            parts.append(replace(self, predictions=self.predictions[start : start + size]))
+            start += size
+        return tuple(parts)
+
+
+def merge(requests: Sequence[PredictionRequest]) -> PredictionRequest:
+    """One request with the instances of all, in order, and the latest of their deadlines.
+
+    Raises ValueError unless all ask the same of the same model.
+    """
+    first = requests[0]
+    if any(
+        (r.model, r.parameters, r.server) != (first.model, first.parameters, first.server) for r in requests
+    ):
+        message = "only requests for one model, with equal parameters, can travel together"
+        raise ValueError(message)
+    deadlines = [r.deadline for r in requests if r.deadline is not None]
+    return replace(
+        first,
+        instances=tuple(instance for r in requests for instance in r.instances),
+        deadline=max(deadlines) if len(deadlines) == len(requests) else None,
+    )

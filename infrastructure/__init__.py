@@ -1,0 +1,1 @@
+"""How the outside is reached: one file, or folder, for each outside thing."""

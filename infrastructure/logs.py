@@ -1,0 +1,75 @@
+"""Logs to standard error: JSON lines for machines, short lines for people."""
+
+from __future__ import annotations
+
+import logging
+import sys
+from datetime import UTC, datetime
+from typing import TYPE_CHECKING, Literal
+
+from pydantic_core import to_json
+
+from domain.events import AttemptFailed, ServerFound, ServerLost
+
+if TYPE_CHECKING:
+    from domain.events import Event
+
+LOGGER = logging.getLogger("dispatcher")
+
+
+class JsonFormatter(logging.Formatter):
+    """One JSON object a line: time (RFC 3339, UTC), level, logger, message, and the record's fields."""
+
+    def format(self, record: logging.LogRecord) -> str:
+        line = {
+            "time": datetime.fromtimestamp(record.created, UTC).isoformat(timespec="milliseconds"),
+            "level": record.levelname.lower(),
+            "logger": record.name,
+            "message": record.getMessage(),
+            **_fields(record),
+        }
+        if record.exc_info:
+            line["exception"] = self.formatException(record.exc_info)
+        return to_json(line, inf_nan_mode="null").decode()
+
+
+class ConsoleFormatter(logging.Formatter):
+    """Time, level, message and the record's fields, for a terminal."""
+
+    def format(self, record: logging.LogRecord) -> str:
+        time = datetime.fromtimestamp(record.created, UTC).astimezone().strftime("%H:%M:%S.%f")[:-3]
+        fields = " ".join(f"{name}={value}" for name, value in _fields(record).items())
+        line = f"{time} {record.levelname.lower():<8} {record.getMessage()} {fields}".rstrip()
+        return f"{line}\n{self.formatException(record.exc_info)}" if record.exc_info else line
+
+
+def _fields(record: logging.LogRecord) -> dict[str, object]:
+    fields: dict[str, object] = getattr(record, "fields", {})
+    return fields
+
+
+def configure(style: Literal["auto", "json", "console"], level: str, *, access: bool) -> None:
+    """Send every log of this process, uvicorn's included, to standard error in one form."""
+    console = style == "console" or (style == "auto" and sys.stderr.isatty())
+    handler = logging.StreamHandler()
+    handler.setFormatter(ConsoleFormatter() if console else JsonFormatter())
+    logging.basicConfig(handlers=[handler], level=level.upper(), force=True)
+    for name in ("uvicorn", "uvicorn.error", "uvicorn.access"):
+        logging.getLogger(name).handlers.clear()
+        logging.getLogger(name).propagate = name != "uvicorn.access"  # we write our own
+    for name in ("httpx", "httpcore", "asyncio"):
+        logging.getLogger(name).setLevel(logging.WARNING)
+    logging.getLogger("dispatcher.access").disabled = not access
+
+
+def log_event(event: Event) -> None:
+    """An Observer that writes what happened to the fleet."""
+    match event:
+        case AttemptFailed(server, model, reason):
+            fields = {"server": server, "model": str(model), "reason": reason}
+            LOGGER.warning("attempt failed", extra={"fields": fields})
+        case ServerLost(server, reason):
+            LOGGER.error("server lost", extra={"fields": {"server": server, "reason": reason}})
+        case ServerFound(server, models):
+            fields = {"server": server, "models": ",".join(models)}
+            LOGGER.info("server found", extra={"fields": fields})

@@ -1,0 +1,1 @@
+"""How the dispatcher is reached."""

@@ -1,0 +1,102 @@
+"""Domain errors as HTTP: the one table of statuses, and RFC 9457 bodies."""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+from http import HTTPStatus
+from typing import TYPE_CHECKING
+
+from pydantic_core import to_json
+from starlette.responses import Response
+
+from domain import errors
+from domain.error_response import ErrorResponse
+
+if TYPE_CHECKING:
+    from collections.abc import Mapping
+
+MEDIA_TYPE = "application/problem+json"
+TYPE_PREFIX = "/problems/"  # each is a page of the gateway itself
+
+STATUS: dict[type[errors.DispatchError], HTTPStatus] = {
+    errors.MalformedRequest: HTTPStatus.BAD_REQUEST,
+    errors.InvalidRequest: HTTPStatus.UNPROCESSABLE_ENTITY,
+    errors.PayloadTooLarge: HTTPStatus.REQUEST_ENTITY_TOO_LARGE,
+    errors.ModelNotFound: HTTPStatus.NOT_FOUND,
+    errors.VersionNotFound: HTTPStatus.NOT_FOUND,
+    errors.InputRejectedByModel: HTTPStatus.UNPROCESSABLE_ENTITY,
+    errors.DeadlineExceeded: HTTPStatus.GATEWAY_TIMEOUT,
+    errors.Overloaded: HTTPStatus.SERVICE_UNAVAILABLE,
+    errors.NoServerAvailable: HTTPStatus.SERVICE_UNAVAILABLE,
+    errors.InternalError: HTTPStatus.INTERNAL_SERVER_ERROR,
+    errors.ServerUnreachable: HTTPStatus.BAD_GATEWAY,
+    errors.ServerTimeout: HTTPStatus.GATEWAY_TIMEOUT,
+    errors.ServerBusy: HTTPStatus.SERVICE_UNAVAILABLE,
+    errors.ServerFault: HTTPStatus.BAD_GATEWAY,
+}
+
+
+@dataclass(frozen=True, slots=True)
+class Pointer:
+    """What is wrong with one part of the body; `pointer` is a JSON pointer (RFC 6901) as a fragment."""
+
+    detail: str
+    pointer: str
+
+
+@dataclass(frozen=True, slots=True)
+class Problem:
+    """Problem details (RFC 9457).
+
+    `type` is the path of a page that explains this kind of problem, `instance` the request's id.
+    `error` repeats the detail for Open Inference Protocol clients, which read only that.
+    """
+
+    type: str
+    title: str
+    status: int
+    detail: str
+    instance: str
+    error: str
+    errors: tuple[Pointer, ...] = ()
+
+
+def status_of(error: errors.DispatchError) -> int:
+    """The HTTP status of `error`: a model's own 4xx is passed on, all else is in the table."""
+    if isinstance(error, errors.InputRejectedByModel):
+        return error.code
+    return STATUS[type(error)]
+
+
+def problem_response(error: errors.DispatchError, request_id: str) -> Response:
+    """The response for `error`, in answer to the request of this id."""
+    told = ErrorResponse.of(error, request_id)
+    body = Problem(
+        type=TYPE_PREFIX + told.kind,
+        title=told.title,
+        status=status_of(error),
+        detail=told.detail,
+        instance=told.instance,
+        error=told.detail,
+        errors=tuple(Pointer(each.detail, "#" + each.pointer) for each in told.errors),
+    )
+    return _respond(body, _retry_after(error))
+
+
+def plain_problem(status: int, detail: str, request_id: str, headers: Mapping[str, str]) -> Response:
+    """The response where the framework, not the domain, refused: an unknown path or method."""
+    title = HTTPStatus(status).phrase
+    body = Problem("about:blank", title, status, detail, request_id, error=detail)
+    return _respond(body, headers)
+
+
+def _retry_after(error: errors.DispatchError) -> dict[str, str]:
+    if isinstance(error, errors.Unavailable):
+        return {"Retry-After": str(max(1, math.ceil(error.retry_after)))}
+    return {"Retry-After": "1"} if isinstance(error, errors.ServerBusy) else {}
+
+
+def _respond(body: Problem, headers: Mapping[str, str]) -> Response:
+    content = to_json(body) if body.errors else to_json(body, exclude={"errors"})
+    return Response(content, body.status, dict(headers), MEDIA_TYPE)

@@ -1,0 +1,86 @@
+"""The gateway as an ASGI application: `uvicorn interface.main:app`."""
+
+from __future__ import annotations
+
+import logging
+from contextlib import asynccontextmanager
+from importlib.metadata import PackageNotFoundError, version
+from typing import TYPE_CHECKING
+
+from fastapi_offline import FastAPIOffline
+from starlette.exceptions import HTTPException
+from starlette.requests import ClientDisconnect
+from starlette.responses import RedirectResponse, Response
+
+from bootstrap.gateway import build
+from bootstrap.settings import SettingsError, load
+from domain.errors import DispatchError
+from interface.http import dispatch, health, models, openapi, problems
+from interface.http.exchange import CLIENT_CLOSED_REQUEST, ExchangeMiddleware, exchange_of
+from interface.http.problem import plain_problem, problem_response
+
+if TYPE_CHECKING:
+    from collections.abc import AsyncIterator
+
+    from fastapi import FastAPI, Request
+
+
+@asynccontextmanager
+async def lifespan(app: FastAPI) -> AsyncIterator[None]:
+    """Runs the gateway that the settings describe while the application runs."""
+    try:
+        settings = load()
+    except SettingsError as error:
+        logging.getLogger("dispatcher").critical("%s", error)
+        raise
+    async with build(settings) as gateway:
+        app.state.gateway = gateway
+        yield
+
+
+def create_app() -> FastAPI:
+    app: FastAPI = FastAPIOffline(
+        title="Model Dispatcher",
+        version=_version(),
+        description=openapi.DESCRIPTION,
+        license_info={"name": "Apache-2.0", "identifier": "Apache-2.0"},
+        lifespan=lifespan,
+        redirect_slashes=False,
+    )
+    app.openapi = lambda: openapi.document(app)  # type: ignore[method-assign]  # FastAPI's documented way
+    for noun in (dispatch, models, health, problems):
+        app.include_router(noun.router)
+    app.add_api_route("/", _front_page, include_in_schema=False)
+    app.exception_handler(DispatchError)(_dispatch_error)
+    app.exception_handler(HTTPException)(_http_exception)
+    app.exception_handler(ClientDisconnect)(_disconnect)
+    app.add_middleware(ExchangeMiddleware)
+    return app
+
+
+async def _front_page() -> Response:
+    return RedirectResponse("docs")
+
+
+async def _dispatch_error(request: Request, error: DispatchError) -> Response:
+    return problem_response(error, exchange_of(request).request_id)
+
+
+async def _http_exception(request: Request, error: HTTPException) -> Response:
+    request_id = exchange_of(request).request_id
+    return plain_problem(error.status_code, error.detail, request_id, error.headers or {})
+
+
+async def _disconnect(_request: Request, _error: ClientDisconnect) -> Response:
+    """The caller left while sending; nobody reads this."""
+    return Response(status_code=CLIENT_CLOSED_REQUEST)
+
+
+def _version() -> str:
+    try:
+        return version("model-dispatcher")
+    except PackageNotFoundError:
+        return "0.0.0+source"
+
+
+app = create_app()

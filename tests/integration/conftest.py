@@ -1,0 +1,118 @@
+"""A real TorchServe with the real model, and real gateways in front of it."""
+
+from __future__ import annotations
+
+import shutil
+import subprocess
+from pathlib import Path
+from typing import TYPE_CHECKING, Protocol
+
+import pytest
+
+from infrastructure.torchserve.process import Ports, TorchServe
+from tests.integration.processes import ROOT, TORCHSERVE_PYTHON, RunningGateway, RunningTorchServe
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator
+
+FAULTY_CONFIG = """
+minWorkers: 1
+maxWorkers: 1
+batchSize: 1
+maxBatchDelay: 1
+jobQueueSize: 2
+responseTimeout: 60
+"""
+
+
+class StartGateway(Protocol):
+    def __call__(self, **settings: str) -> RunningGateway: ...
+
+
+@pytest.fixture(scope="session")
+def model_store(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The sentiment model as `make` archives it, and one that fails on demand."""
+    store = tmp_path_factory.mktemp("model_store")
+    archive = ROOT / "model_store" / "sentiment.mar"
+    if not archive.exists():
+        pytest.fail(f"{archive} is missing: run the tests with `make test`, which makes it.")
+    shutil.copy(archive, store)
+    config = store / "model-config.yaml"
+    config.write_text(FAULTY_CONFIG)
+    handler = Path(__file__).with_name("faulty_handler.py")
+    archiver = TORCHSERVE_PYTHON.with_name("torch-model-archiver")
+    command = [archiver, "--model-name", "faulty", "--version", "1.0", "--handler", handler]
+    subprocess.run([*command, "--config-file", config, "--export-path", store], check=True)
+    return store
+
+
+def _torchserve(store: Path, home: Path, models: str, token_minutes: float = 60.0) -> RunningTorchServe:
+    preferred = Ports(18_080, 18_081, 18_082, 18_083, 18_084)
+    server = TorchServe(
+        home=home,
+        model_store=store,
+        models=",".join(f"{name}.mar" for name in models.split(",")),
+        python=TORCHSERVE_PYTHON,
+        ports=Ports.free(preferred),
+        token_expiration_min=token_minutes,
+    )
+    return RunningTorchServe(server, tuple(models.split(",")))
+
+
+@pytest.fixture(scope="session")
+def torchserve(model_store: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator[RunningTorchServe]:
+    """One for all tests that leave it as they found it."""
+    running = _torchserve(model_store, tmp_path_factory.mktemp("torchserve"), "sentiment,faulty")
+    running.start()
+    yield running
+    running.process.stop()
+
+
+@pytest.fixture
+def own_torchserve(model_store: Path, tmp_path: Path) -> Iterator[RunningTorchServe]:
+    """One for a test that stops it."""
+    running = _torchserve(model_store, tmp_path / "torchserve", "faulty")
+    running.start()
+    yield running
+    running.process.stop()
+
+
+@pytest.fixture
+def forgetful_torchserve(model_store: Path, tmp_path: Path) -> Iterator[RunningTorchServe]:
+    """One whose keys live for six seconds."""
+    running = _torchserve(model_store, tmp_path / "torchserve", "faulty", token_minutes=0.1)
+    running.start()
+    yield running
+    running.process.stop()
+
+
+def settings_for(torchserve: RunningTorchServe) -> dict[str, str]:
+    return {
+        "SERVERS__LOCAL__URL": torchserve.server.url,
+        "SERVERS__LOCAL__MANAGEMENT_URL": torchserve.server.management_url,
+        "SERVERS__LOCAL__KEY_FILE": str(torchserve.server.key_file),
+    }
+
+
+@pytest.fixture
+def start_gateway(tmp_path: Path) -> Iterator[StartGateway]:
+    """Starts gateways that end with the test; settings as environment variables, unprefixed."""
+    started: list[RunningGateway] = []
+
+    def start(**settings: str) -> RunningGateway:
+        started.append(RunningGateway.start(tmp_path, settings))
+        return started[-1]
+
+    yield start
+    for gateway in started:
+        gateway.process.stop()
+
+
+@pytest.fixture(scope="session")
+def gateway(
+    torchserve: RunningTorchServe, tmp_path_factory: pytest.TempPathFactory
+) -> Iterator[RunningGateway]:
+    """One for all tests that only ask, configured as the repository is."""
+    running = RunningGateway.start(tmp_path_factory.mktemp("gateway"), settings_for(torchserve))
+    yield running
+    running.process.stop()

@@ -1,0 +1,34 @@
+"""A TorchServe handler that does what its input says, to fail on demand. Archived by the tests."""
+
+import os
+import time
+
+
+class Faulty:
+    """Each instance is `{"do": …}`; the answer to all of them is what the first one asks for."""
+
+    def initialize(self, context):
+        self.context = context
+
+    def handle(self, data, _context):
+        return [self.answer(entry["body"]["instances"]) for entry in data]
+
+    def answer(self, instances):
+        order = instances[0]
+        match order["do"]:
+            case "echo":
+                return {"predictions": instances}
+            case "sleep":
+                time.sleep(order["seconds"])
+                return {"predictions": instances}
+            case "raise":
+                raise ValueError("a secret of the handler")
+            case "die":
+                os._exit(1)
+            case "shorten":
+                return {"predictions": instances[1:]}
+            case "nan":
+                return {"predictions": [float("nan")] * len(instances)}
+            case "refuse":
+                self.context.set_response_status(order["status"], "Refused", 0)
+                return {"error": {"code": order["status"], "message": "the handler's own words"}}

@@ -1,0 +1,177 @@
+from __future__ import annotations
+
+import asyncio
+
+import pytest
+
+from domain.errors import ModelNotFound, NoServerAvailable, ServerFault, ServerUnreachable, VersionNotFound
+from domain.events import Event, ServerFound, ServerLost
+from domain.fleet import ServedModel
+from domain.prediction import ModelRef
+from tests.fakes import FakeServer, fleet_of
+from tests.virtual_time import now, virtual_time
+
+M1, M2 = ServedModel("m", "1.0"), ServedModel("m", "2.0", default=False)
+DOWN = ServerUnreachable("connection refused")
+
+
+@virtual_time
+async def test_a_model_without_a_version_is_its_servers_default() -> None:
+    fleet = fleet_of(FakeServer(models=(M2, M1)))
+    await fleet.refresh()
+
+    assert fleet.resolve(ModelRef("m")) == ModelRef("m", "1.0")
+    assert fleet.resolve(ModelRef("m", "2.0")) == ModelRef("m", "2.0")
+
+
+@virtual_time
+async def test_the_default_of_a_ready_server_is_preferred() -> None:
+    upgraded = FakeServer("upgraded", models=(ServedModel("m", "3.0", workers_ready=0),))
+    fleet = fleet_of(upgraded, FakeServer("old", models=(M1,)))
+    await fleet.refresh()
+
+    assert fleet.resolve(ModelRef("m")) == ModelRef("m", "1.0")
+
+
+@virtual_time
+async def test_a_server_that_cannot_be_asked_for_versions_gets_the_callers_word() -> None:
+    fleet = fleet_of(FakeServer(models=(ServedModel("m", None),)))
+    await fleet.refresh()
+
+    assert fleet.resolve(ModelRef("m")) == ModelRef("m", None)
+    assert fleet.resolve(ModelRef("m", "7")) == ModelRef("m", "7")
+    assert fleet.ready(ModelRef("m", "7")) == list(fleet.servers)
+
+
+@virtual_time
+async def test_an_unknown_model_or_version_is_told_what_there_is() -> None:
+    fleet = fleet_of(FakeServer(models=(M1, M2)))
+    await fleet.refresh()
+
+    with pytest.raises(ModelNotFound, match="Served: m"):
+        fleet.resolve(ModelRef("nope"))
+    with pytest.raises(VersionNotFound, match=r"Served: 1\.0, 2\.0"):
+        fleet.resolve(ModelRef("m", "9"))
+
+
+@virtual_time
+async def test_while_a_server_is_silent_nothing_is_called_unknown() -> None:
+    fleet = fleet_of(FakeServer(), FakeServer("b", probe_error=DOWN))
+    await fleet.refresh()
+
+    with pytest.raises(NoServerAvailable, match="b: connection refused"):
+        fleet.resolve(ModelRef("nope"))
+
+
+@virtual_time
+async def test_a_server_that_went_away_is_remembered_for_what_it_served() -> None:
+    server = FakeServer()
+    fleet = fleet_of(server)
+    await fleet.refresh()
+    server.probe_error = DOWN
+    await fleet.refresh()
+
+    assert fleet.resolve(ModelRef("m")) == ModelRef("m", "1.0")
+    assert fleet.ready(ModelRef("m", "1.0")) == []
+
+
+@virtual_time
+async def test_many_who_ask_at_once_are_one_question() -> None:
+    server = FakeServer()
+    fleet = fleet_of(server)
+
+    await asyncio.gather(*(fleet.refresh(max_age=1.0) for _ in range(100)))
+    await fleet.refresh(max_age=1.0)
+    assert server.probed == 1
+
+    await asyncio.sleep(1.0)
+    await fleet.refresh(max_age=1.0)
+    assert server.probed == 2
+
+
+@virtual_time
+async def test_one_who_gives_up_does_not_disturb_the_others() -> None:
+    fleet = fleet_of(FakeServer())
+    impatient = asyncio.create_task(fleet.refresh())
+    patient = asyncio.create_task(fleet.refresh())
+    await asyncio.sleep(0)
+    impatient.cancel()
+
+    await patient
+
+    assert fleet.servers[0].state.problem is None
+
+
+@virtual_time
+async def test_a_wedged_model_is_not_ready_though_its_server_says_so() -> None:
+    server = FakeServer(seconds=3600)
+    fleet = fleet_of(server, canaries={"m": "hello"})
+
+    await fleet.refresh()
+
+    assert now() == 2.0
+    assert "answered no canary prediction for m/1.0 within 2 s" in fleet.why_not(ModelRef("m", "1.0"))
+
+
+@virtual_time
+async def test_a_model_that_fails_its_canary_is_not_ready_until_it_answers() -> None:
+    server = FakeServer(error=ServerFault("worker died"))
+    fleet = fleet_of(server, canaries={"m": "hello"})
+    await fleet.refresh()
+    assert fleet.ready(ModelRef("m")) == []
+
+    server.error = None
+    await fleet.refresh()
+
+    assert fleet.ready(ModelRef("m", "1.0")) == list(fleet.servers)
+
+
+@virtual_time
+async def test_real_answers_spare_the_canary() -> None:
+    server = FakeServer()
+    fleet = fleet_of(server, canaries={"m": "hello"})
+    await fleet.refresh()
+    fleet.servers[0].took(ModelRef("m", "1.0"), 0.1, now())
+
+    await fleet.refresh()
+    assert len(server.asked) == 1
+
+    await fleet.refresh()
+    assert len(server.asked) == 2
+
+
+@virtual_time
+async def test_the_watch_finds_a_server_that_comes_back_and_says_so_once() -> None:
+    heard: list[Event] = []
+    server = FakeServer(probe_error=DOWN)
+    fleet = fleet_of(server, heard=heard)
+    watching = asyncio.create_task(fleet.watch(interval=5.0, interval_down=1.0))
+    await asyncio.sleep(3.5)
+    assert server.probed == 4
+
+    server.probe_error = None
+    await asyncio.sleep(11.0)
+    watching.cancel()
+
+    assert heard == [ServerFound("a", ("m",))]
+    assert server.probed == 7
+
+
+@virtual_time
+async def test_a_lost_server_is_asked_again_without_waiting_for_the_interval() -> None:
+    heard: list[Event] = []
+    server = FakeServer()
+    fleet = fleet_of(server, heard=heard)
+    watching = asyncio.create_task(fleet.watch(interval=60.0, interval_down=1.0))
+    await asyncio.sleep(0.5)
+
+    fleet.lost(fleet.servers[0], "connection refused")
+    await asyncio.sleep(0.1)
+    watching.cancel()
+
+    assert server.probed == 2
+    assert heard == [
+        ServerFound("a", ("m",)),
+        ServerLost("a", "connection refused"),
+        ServerFound("a", ("m",)),
+    ]
