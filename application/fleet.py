@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import asyncio
-from dataclasses import dataclass, field
+import contextlib
+import logging
+from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING
 
 from domain.errors import DispatchError, ModelNotFound, NoServerAvailable, ServerError, VersionNotFound
-from domain.events import ServerFound, ServerLost
-from domain.fleet import ServedModel, ServerState
+from domain.events import ModelFailing, ServerFound, ServerLost
+from domain.fleet import NOT_ASKED, ServedModel, ServerState
 from domain.prediction import ANY_SERVER, ModelRef, PredictionRequest, ServerAddress
 from domain.selection import PeakEwma
 
@@ -17,6 +19,8 @@ if TYPE_CHECKING:
 
     from domain.ports import Observer, Predictor, ServerProbe
     from domain.prediction import Json
+
+LOGGER = logging.getLogger("dispatcher.fleet")
 
 
 @dataclass(slots=True, eq=False)
@@ -31,6 +35,7 @@ class Server:
     state: ServerState = field(default_factory=ServerState)
     load: PeakEwma = field(default_factory=PeakEwma)
     answered: set[ModelRef] = field(default_factory=set)  # since it was last asked
+    losses: int = 0
 
     def serves(self, model: ModelRef) -> Iterable[ServedModel]:
         """The versions of `model` this server has, ready or not; only the default where none is asked."""
@@ -50,10 +55,13 @@ class Server:
             return f"has no ready worker for {model} ({served.workers} configured)"
         return self.state.failing.get(ModelRef(served.name, served.version))
 
-    def took(self, model: ModelRef, seconds: float, now: float) -> None:
-        """Note an answer for `model` that took `seconds`, at time `now` of the event loop's clock."""
-        self.load.observe(seconds, now)
-        self.answered.add(model)
+    def in_trouble(self) -> bool:
+        """Whether anything it serves cannot be answered now."""
+        return self.summary() != "ok" or any(not model.workers_ready for model in self.state.models)
+
+    def summary(self) -> str:
+        """What is wrong with it, or "ok"."""
+        return self.state.problem or "; ".join(self.state.failing.values()) or "ok"
 
 
 class Fleet:
@@ -81,34 +89,53 @@ class Fleet:
 
     # --- asking the servers
 
-    async def refresh(self, *, max_age: float = 0.0) -> None:
-        """Ask all servers now, unless they were asked within `max_age` seconds.
+    async def refresh(self, *, max_age: float = 0.0, wait: float | None = None) -> None:
+        """Ask all servers now, unless all have answered within the last `max_age` seconds.
 
         Whoever comes while they are being asked waits for that answer: it is asked once for all.
+        After `wait` seconds nobody waits any more for a server that is slow to say.
         """
-        now = asyncio.get_running_loop().time()
+        if asyncio.get_running_loop().time() - self._refreshed_at < max_age:
+            return
         if self._refreshing is None:
-            if now - self._refreshed_at < max_age:
-                return
             self._refreshing = asyncio.create_task(self._refresh())
-        await asyncio.shield(self._refreshing)
+        await asyncio.wait([self._refreshing], timeout=wait)
 
     async def watch(self, interval: float, interval_down: float) -> None:
-        """Refresh for ever: every `interval` seconds, `interval_down` while a server has a problem."""
-        while True:
-            await self.refresh()
-            trouble = any(s.state.problem or s.state.failing for s in self.servers)
-            self._wake.clear()
-            try:
-                async with asyncio.timeout(interval_down if trouble else interval):
-                    await self._wake.wait()
-            except TimeoutError:
-                continue
+        """Refresh for ever: every `interval` seconds, `interval_down` while a server has a problem.
+
+        A lost server is asked again at once, and then not more often than every `interval_down`.
+        """
+        try:
+            while True:
+                await self.refresh()
+                self._wake.clear()
+                trouble = any(server.in_trouble() for server in self.servers)
+                await asyncio.sleep(interval_down)
+                if not trouble:
+                    await self._sleep_unless_woken(interval - interval_down)
+        finally:
+            if self._refreshing is not None:
+                self._refreshing.cancel()
+                await asyncio.wait([self._refreshing])
 
     def lost(self, server: Server, reason: str) -> None:
         """Take `server` out until it is asked again: somebody just failed to reach it."""
-        self._enter(server, ServerState(server.state.models, reason))
+        server.losses += 1
+        server.answered.clear()
+        self._enter(server, ServerState(server.state.models, reason, server.state.failing))
         self._wake.set()
+
+    def gone(self, server: Server, model: ModelRef) -> None:
+        """Take `model` out of what `server` serves: it just said that it has it no more."""
+        served = set(server.serves(model))
+        server.state = replace(server.state, models=tuple(m for m in server.state.models if m not in served))
+        self._wake.set()
+
+    async def _sleep_unless_woken(self, seconds: float) -> None:
+        with contextlib.suppress(TimeoutError):
+            async with asyncio.timeout(seconds):
+                await self._wake.wait()
 
     async def _refresh(self) -> None:
         try:
@@ -118,14 +145,23 @@ class Fleet:
             self._refreshing = None
 
     async def _ask(self, server: Server) -> None:
+        losses = server.losses
         try:
-            models = await server.probe()
+            state = await self._state(server)
         except ServerError as error:
-            self._enter(server, ServerState(server.state.models, str(error)))
-            return
+            state = ServerState(server.state.models, str(error))
+        except Exception as error:  # a mistake of ours must not end the watch
+            LOGGER.exception("could not ask %s", server.name)
+            state = ServerState(server.state.models, f"could not be asked ({type(error).__name__})")
+        if state.problem is None and losses != server.losses:
+            return  # lost while it was asked: it has to say so again
+        self._enter(server, state)
+
+    async def _state(self, server: Server) -> ServerState:
+        models = await server.probe()
         failing = await asyncio.gather(*(self._canary(server, served) for served in models))
         server.answered.clear()
-        self._enter(server, ServerState(models, None, dict(f for f in failing if f is not None)))
+        return ServerState(models, None, dict(each for each in failing if each is not None))
 
     async def _canary(self, server: Server, served: ServedModel) -> tuple[ModelRef, str] | None:
         model = ModelRef(served.name, served.version)
@@ -143,32 +179,33 @@ class Fleet:
 
     def _enter(self, server: Server, state: ServerState) -> None:
         before, server.state = server.state, state
-        if state.problem is not None and before.problem is None:
+        if state.problem is not None and before.problem in {None, NOT_ASKED}:
             self._observe(ServerLost(server.name, state.problem))
         if state.problem is None and before.problem is not None:
             self._observe(ServerFound(server.name, tuple(sorted({m.name for m in state.models}))))
+        for model in state.failing.keys() - before.failing.keys():
+            self._observe(ModelFailing(server.name, model, state.failing[model]))
 
     # --- answering from what they said
 
-    def resolve(self, model: ModelRef) -> ModelRef:
+    def resolve(self, model: ModelRef, address: ServerAddress = ANY_SERVER) -> ModelRef:
         """`model` with the version that stands for it now; the version stays None where no server says.
 
         Raises ModelNotFound, VersionNotFound, or NoServerAvailable where a server that cannot be asked
         may have it.
         """
-        versions = [served.version for server in self._ready_first(model) for served in server.serves(model)]
+        servers = sorted(self.at(address), key=lambda server: server.why_not(model) is not None)
+        versions = [served.version for server in servers for served in server.serves(model)]
         if versions:
             return ModelRef(model.name, versions[0] or model.version)
-        silent = [server for server in self.servers if server.state.problem is not None]
+        silent = [server for server in servers if server.state.problem is not None]
         if silent:
             reasons = "; ".join(f"{server.name}: {server.state.problem}" for server in silent)
-            message = f"It is not known whether {model} is served. {reasons}"
-            raise NoServerAvailable(message)
+            raise NoServerAvailable(f"It is not known whether {model} is served. {reasons}")
         if any(served.name == model.name for served in self.models()):
             raise VersionNotFound(self._versions_message(model))
         names = ", ".join(sorted({served.name for served in self.models()})) or "none"
-        message = f"No server serves a model named {model.name!r}. Served: {names}."
-        raise ModelNotFound(message)
+        raise ModelNotFound(f"No server serves a model named {model.name!r}. Served: {names}.")
 
     def ready(self, model: ModelRef, address: ServerAddress = ANY_SERVER) -> list[Server]:
         """The servers that can answer for `model` now."""
@@ -186,9 +223,6 @@ class Fleet:
     def models(self) -> set[ServedModel]:
         """Everything any server said it serves."""
         return {served for server in self.servers for served in server.state.models}
-
-    def _ready_first(self, model: ModelRef) -> list[Server]:
-        return sorted(self.servers, key=lambda server: server.why_not(model) is not None)
 
     def _versions_message(self, model: ModelRef) -> str:
         known = sorted({str(s.version) for s in self.models() if s.name == model.name and s.version})

@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
-from application.catalogue import FRESH
+from application.catalogue import FRESH, PATIENCE
 from domain.prediction import ModelRef
 
 if TYPE_CHECKING:
@@ -37,9 +37,9 @@ class HealthService:
         self._required = tuple(required)
 
     async def check(self) -> Health:
-        """The state of everything, not older than a second."""
-        await self._fleet.refresh(max_age=FRESH)
-        servers = {s.name: s.state.problem or "ok" for s in self._fleet.servers}
+        """The state of everything as of a second ago; a server that is slow to say counts as before."""
+        await self._fleet.refresh(max_age=FRESH, wait=PATIENCE)
+        servers = {s.name: s.summary() for s in self._fleet.servers}
         return Health(tuple(self._reasons()), servers)
 
     def _reasons(self) -> list[str]:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from functools import reduce
 from typing import TypeAlias
 
@@ -11,6 +11,6 @@ from domain.ports import Predictor
 Policy: TypeAlias = Callable[[Predictor], Predictor]
 
 
-def compose(policies: list[Policy], innermost: Predictor) -> Predictor:
+def compose(policies: Sequence[Policy], innermost: Predictor) -> Predictor:
     """`innermost` inside all `policies`; the first policy is the outermost, and sees a request first."""
     return reduce(lambda inner, policy: policy(inner), reversed(policies), innermost)

@@ -22,6 +22,7 @@ if TYPE_CHECKING:
     from domain.ports import Predictor
     from domain.prediction import ModelRef, PredictionRequest, PredictionResult
 
+PATIENCE = 0.5  # seconds that a caller waits for servers to say what they serve
 LOOK_AGAIN = 1.0  # seconds: how old the fleet's word may be before an unknown model is believed unknown
 
 
@@ -42,17 +43,17 @@ class PredictionService:
         Raises a DispatchError; InputRejectedByModel points at every instance the model refused.
         """
         self._check_address(request)
-        model = await self._resolve(request.model)
+        model = await self._resolve(request)
         result = await self._pipeline(model)(replace(request, model=model))
         self._check_refusals(result)
         return result
 
-    async def _resolve(self, model: ModelRef) -> ModelRef:
+    async def _resolve(self, request: PredictionRequest) -> ModelRef:
         try:
-            return self._fleet.resolve(model)
+            return self._fleet.resolve(request.model, request.server)
         except (ModelNotFound, VersionNotFound, NoServerAvailable):
-            await self._fleet.refresh(max_age=LOOK_AGAIN)  # it may have come since
-            return self._fleet.resolve(model)
+            await self._fleet.refresh(max_age=LOOK_AGAIN, wait=PATIENCE)  # it may have come since
+            return self._fleet.resolve(request.model, request.server)
 
     def _pipeline(self, model: ModelRef) -> Predictor:
         known = self._pipelines.get(model)

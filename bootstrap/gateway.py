@@ -23,12 +23,11 @@ from infrastructure import logs
 from infrastructure.torchserve.client import TorchServeClient
 from infrastructure.torchserve.connections import http_client
 from infrastructure.torchserve.key_file import KeyFile
-from infrastructure.torchserve.management import PingProbe, TorchServeManagement
+from infrastructure.torchserve.management import PingProbe, Reachable, TorchServeManagement
 
 if TYPE_CHECKING:
     from collections.abc import AsyncIterator, Mapping, Sequence
 
-    from application.pipeline import Policy
     from bootstrap.settings import HttpSettings, ServerSettings, Settings
     from domain.ports import Predictor, ServerProbe
     from domain.prediction import ModelRef
@@ -87,30 +86,34 @@ def assemble(settings: Settings, servers: Sequence[Server]) -> Gateway:
 
 def policy_names(settings: Settings, model: str) -> tuple[str, ...]:
     """The policies that a request for `model` passes, outermost first, with their numbers."""
+    outer, attempt = _policies(settings, model)
+    return (*map(_described, outer), f"Balancing(servers={len(settings.servers)})", *map(_described, attempt))
+
+
+def _policies(settings: Settings, model: str) -> tuple[list[partial[Predictor]], list[partial[Predictor]]]:
+    """Those around balancing, and those around one attempt; the reason for its place beside each."""
     chosen = settings.model(model)
-    cap = settings.http.max_timeout
-    return (
-        f"Deadline: {min(chosen.timeout, cap):g} s, at most {cap:g} s",
-        f"Balancing: {len(settings.servers)} server(s)",
-        f"AttemptTimeout: {chosen.attempt_timeout:g} s",
-    )
+    return [
+        # Nothing may outlive the caller, so everything is inside.
+        partial(Deadline, default=chosen.timeout, cap=settings.http.max_timeout),
+        # Balancing comes last: what follows concerns one server.
+    ], [
+        # One slow server must not eat the whole deadline; below balancing, so that a try is one server's.
+        partial(AttemptTimeout, seconds=chosen.attempt_timeout),
+    ]
 
 
 def _pipeline(settings: Settings, fleet: Fleet, model: ModelRef) -> Predictor:
-    """The policies of one version of one model, each with the reason why it stands where it stands."""
-    chosen = settings.model(model.name)
-    policies: list[Policy] = [
-        # Nothing may outlive the caller, so everything is inside.
-        partial(Deadline, default=chosen.timeout, cap=settings.http.max_timeout),
-    ]
+    outer, attempt = _policies(settings, model.name)
     balancing = Balancing(
-        fleet,
-        # One slow server must not eat the whole deadline; below balancing, so that a try is one server's.
-        attempt=partial(AttemptTimeout, seconds=chosen.attempt_timeout),
-        observe=logs.log_event,
-        pick=random.sample,
+        fleet, attempt=partial(compose, attempt), observe=logs.log_event, pick=random.sample
     )
-    return compose(policies, balancing)
+    return compose(outer, balancing)
+
+
+def _described(policy: partial[Predictor]) -> str:
+    numbers = ", ".join(f"{name}={seconds:g} s" for name, seconds in policy.keywords.items())
+    return f"{policy.func.__name__}({numbers})"
 
 
 def _server(name: str, server: ServerSettings, settings: Settings, http: httpx.AsyncClient) -> Server:
@@ -118,11 +121,13 @@ def _server(name: str, server: ServerSettings, settings: Settings, http: httpx.A
     url, management_url = str(server.url), str(server.management_url) if server.management_url else None
     keys = KeyFile(server.key_file, http=http, management=management_url) if server.key_file else None
     client = TorchServeClient(http, url, keys=keys, payload=lambda model: settings.model(model).payload)
+    seconds = settings.health.probe_timeout
     probe: ServerProbe
     if management_url is None:
-        probe = PingProbe(http, url, settings.models, keys=keys, seconds=settings.health.probe_timeout)
+        probe = PingProbe(http, url, settings.models, keys=keys, seconds=seconds)
     else:
-        probe = TorchServeManagement(http, management_url, keys=keys, seconds=settings.health.probe_timeout)
+        management = TorchServeManagement(http, management_url, keys=keys, seconds=seconds)
+        probe = Reachable(management, http, url, keys=keys, seconds=seconds)
     host, port = server.url.host, server.url.port
     assert host is not None  # ServerUrl has both
     assert port is not None

@@ -37,7 +37,8 @@ if TYPE_CHECKING:
 ROOT = Path(__file__).resolve().parent.parent
 EXAMPLE = {"model_name": "sentiment", "instances": ["I loved every minute of it."]}
 
-START_TIMEOUT = 120.0  # seconds until the first prediction; 3 to 6 are usual
+START_TIMEOUT = 300.0  # seconds until the first prediction; 4 to 6 are usual
+PATIENCE = 20.0  # seconds after which a log may say more than the gateway knows
 KILL_AFTER = 10.0  # seconds to end once told to: for requests in flight; TorchServe itself takes 2 to 4
 LONGEST_PAUSE = 30.0  # seconds between two starts of TorchServe
 STEADY = 60.0  # seconds of life after which a death is the first one again
@@ -112,6 +113,7 @@ class Local:
 
     async def _serve(self, told_to_stop: asyncio.Event) -> None:
         started_at = time.monotonic()
+        say("Starting TorchServe and the gateway; they are ready when a prediction has been answered.")
         await self._start()
         await _first(
             told_to_stop.wait(),
@@ -151,7 +153,7 @@ class Local:
 
     async def _first_prediction(self) -> None:
         """Ask until a prediction is answered, and say meanwhile what it is that is waited for."""
-        progress, started_at = Progress("the first prediction"), time.monotonic()
+        progress, started_at = Progress(), time.monotonic()
         with contextlib.closing(progress):
             while True:
                 status, said = await asyncio.to_thread(_ask, self.port)
@@ -163,7 +165,8 @@ class Local:
                     raise LocalError(
                         f"No prediction within {START_TIMEOUT:.0f} s; the last answer: {said}\n{logs}"
                     )
-                progress.show(waited, said)
+                hint = f" {_shown(self.torchserve.log)} may say more." if waited > PATIENCE else ""
+                progress.show(waited, said + hint)
                 await asyncio.sleep(0.2)
 
     async def _keep_torchserve(self) -> None:
@@ -195,7 +198,6 @@ class Local:
 def _gateway_environment(server: TorchServe) -> dict[str, str]:
     """The configuration, with the server called "local" replaced by the one that is started here."""
     return {
-        "DISPATCHER_CONFIG": str(ROOT / "dispatcher.toml"),
         "DISPATCHER_LOG__FORMAT": "console",  # its log goes to a file, but a person reads it
         **os.environ,
         "DISPATCHER_SERVERS__LOCAL__URL": server.url,
@@ -297,6 +299,8 @@ def main() -> None:
     except (LocalError, TorchServeError) as error:
         complain(error)
         sys.exit(1)
+    except KeyboardInterrupt:  # before there was anything to stop
+        sys.exit(128 + signal.SIGINT)
 
 
 if __name__ == "__main__":

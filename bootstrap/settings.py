@@ -153,7 +153,7 @@ def load() -> Settings:
     except ValidationError as error:
         problems = [f"  {_key(e['loc'])}: {e['msg']}" for e in error.errors(include_url=False)]
         raise SettingsError("\n".join([f"{_config_path()} or the environment:", *problems])) from None
-    except ValueError as error:  # TOML syntax, unreadable JSON in a variable
+    except (ValueError, OSError) as error:  # TOML syntax, unreadable JSON in a variable, no permission
         message = f"{_config_path()} or the environment: {error}"
         raise SettingsError(message) from None
 
@@ -172,8 +172,8 @@ def _check_variables() -> None:
     """pydantic-settings overlooks misspelt variables; a typing error should not pass silently."""
     known = {name.upper() for name in Settings.model_fields} | {"CONFIG"}
     for variable in os.environ:
-        if variable.startswith(PREFIX):
-            name = variable.removeprefix(PREFIX).partition("__")[0]
+        if variable.upper().startswith(PREFIX):
+            name = variable.upper().removeprefix(PREFIX).partition("__")[0]
             if name not in known:
                 message = f"{variable}: no such setting. Known: {PREFIX}{f', {PREFIX}'.join(sorted(known))}."
                 raise SettingsError(message)

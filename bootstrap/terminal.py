@@ -25,14 +25,13 @@ def complain(error: Exception) -> None:
 class Progress:
     """What is waited for: on a terminal one line that changes, elsewhere a line when there is news."""
 
-    def __init__(self, what: str) -> None:
-        self._what = what
+    def __init__(self) -> None:
         self._terminal = sys.stdout.isatty()
         self._said, self._said_at = "", 0.0
 
     def show(self, waited: float, reason: str) -> None:
         """`reason` after `waited` seconds."""
-        line = f"Waiting for {self._what}, {waited:.0f} s: {reason}"
+        line = f"Waiting, {waited:.0f} s: {reason}"
         if self._terminal:
             self._replace(line[: shutil.get_terminal_size().columns - 1])
         elif reason != self._said or waited - self._said_at > QUIET:

@@ -20,7 +20,7 @@ class AttemptFailed:
 
 @dataclass(frozen=True, slots=True)
 class ServerLost:
-    """A server that could be used cannot be used any more."""
+    """A server cannot be used, from the start or any more."""
 
     server: str
     reason: str
@@ -34,4 +34,13 @@ class ServerFound:
     models: tuple[str, ...]
 
 
-Event = AttemptFailed | ServerLost | ServerFound
+@dataclass(frozen=True, slots=True)
+class ModelFailing:
+    """A server says that it serves `model`, but did not answer its canary prediction."""
+
+    server: str
+    model: ModelRef
+    reason: str
+
+
+Event = AttemptFailed | ServerLost | ServerFound | ModelFailing

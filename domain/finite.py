@@ -1,37 +1,67 @@
-"""Finding numbers that JSON text can spell and no float can hold, as `1e999`."""
+"""Numbers that JSON text can spell and no float can hold, as `1e999`: parsers read them as infinity."""
 
 from __future__ import annotations
 
+import json
 import math
 import re
 from collections.abc import Mapping, Sequence
-from typing import TYPE_CHECKING
+from itertools import islice
+from typing import TYPE_CHECKING, TypeVar
 
 if TYPE_CHECKING:
+    from collections.abc import Iterable
+
     from domain.prediction import Json
 
-_SUSPECT = re.compile(rb"[eE]\+?\d{3}|\d{309}")
+T = TypeVar("T")
+
+# With fewer than 200 digits and an exponent below 100, a number stays below 10^299.
+_SUSPECT = re.compile(rb"\d[eE]\+?\d{3}|\d{200}")
+MOST_LOOKED_AT = 10_000  # values; a pointer is a courtesy, and must not cost seconds
 
 
-def may_overflow(text: bytes) -> bool:
-    """Whether JSON `text` spells a number so large that it may have been read as infinity; cheap."""
-    return _SUSPECT.search(text) is not None
+def overflows(text: bytes) -> bool:
+    """Whether `text`, which is valid JSON, has a number that is too large for a float."""
+    if _SUSPECT.search(text) is None:
+        return False
+    try:
+        json.loads(text, parse_float=_float)
+    except OverflowError:
+        return True
+    return False
 
 
-def infinite_at(value: Json) -> str | None:
-    """The JSON pointer (RFC 6901) of the first infinite number in `value`, None where all are finite."""
+def infinite_at(value: Json) -> str:
+    """The JSON pointer (RFC 6901) of the first infinite or undefined number that is soon found in `value`.
+
+    '' (the whole) where none is.
+    """
     pending: list[tuple[str, Json]] = [("", value)]
-    while pending:
+    for _ in range(MOST_LOOKED_AT):
+        if not pending:
+            break
         pointer, item = pending.pop()
         if isinstance(item, float) and not math.isfinite(item):
             return pointer
         if isinstance(item, Mapping):
-            pending += [(f"{pointer}/{escape(key)}", each) for key, each in item.items()]
+            pending += [(f"{pointer}/{escape(key)}", each) for key, each in _first(item.items())]
         elif isinstance(item, Sequence) and not isinstance(item, str):
-            pending += [(f"{pointer}/{i}", each) for i, each in enumerate(item)]
-    return None
+            pending += [(f"{pointer}/{i}", each) for i, each in _first(enumerate(item))]
+    return ""
 
 
 def escape(key: str) -> str:
     """`key` as one step of a JSON pointer."""
     return key.replace("~", "~0").replace("/", "~1")
+
+
+def _first(items: Iterable[T]) -> Iterable[T]:
+    return islice(items, MOST_LOOKED_AT)
+
+
+def _float(digits: str) -> float:
+    value = float(digits)
+    if math.isinf(value):
+        raise OverflowError
+    return value

@@ -28,6 +28,9 @@ class ServedModel:
     queue_free: int | None = None
 
 
+NOT_ASKED = "not asked yet"
+
+
 @dataclass(frozen=True, slots=True)
 class ServerState:
     """What is known of a server. `problem` says why it cannot be used, None where it can.
@@ -36,5 +39,5 @@ class ServerState:
     """
 
     models: tuple[ServedModel, ...] = ()
-    problem: str | None = "not asked yet"
+    problem: str | None = NOT_ASKED
     failing: Mapping[ModelRef, str] = field(default_factory=dict)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING, TypeAlias
 
@@ -95,9 +96,7 @@ def merge(requests: Sequence[PredictionRequest]) -> PredictionRequest:
     Raises ValueError unless all ask the same of the same model.
     """
     first = requests[0]
-    if any(
-        (r.model, r.parameters, r.server) != (first.model, first.parameters, first.server) for r in requests
-    ):
+    if any(_question(request) != _question(first) for request in requests):
         message = "only requests for one model, with equal parameters, can travel together"
         raise ValueError(message)
     deadlines = [r.deadline for r in requests if r.deadline is not None]
@@ -106,3 +105,8 @@ def merge(requests: Sequence[PredictionRequest]) -> PredictionRequest:
         instances=tuple(instance for r in requests for instance in r.instances),
         deadline=max(deadlines) if len(deadlines) == len(requests) else None,
     )
+
+
+def _question(request: PredictionRequest) -> tuple[ModelRef, str, ServerAddress]:
+    """All but the instances; as text, because Python thinks that True equals 1."""
+    return request.model, json.dumps(request.parameters, sort_keys=True), request.server

@@ -11,12 +11,17 @@ if TYPE_CHECKING:
 
 T = TypeVar("T")
 
+UNPROVEN = 1e9  # seconds: more than any measured load
+
 
 @dataclass(slots=True)
 class PeakEwma:
     """A server's latency as a peak-sensitive moving average, times its requests in flight.
 
-    A slower answer than the average replaces it at once; a faster one decays it over `decay` seconds.
+    A slower answer than the average replaces it at once; it fades over `decay` seconds, also without a
+    new answer, so that a slow start is forgiven. A server that has answered nothing yet and has work to do
+    counts as UNPROVEN: else one that never answers would look like the fastest.
+    Times are in seconds, `now` is of any steady clock.
     Source: Finagle's `PeakEwma` load metric (twitter/finagle, `loadbalancer/PeakEwma.scala`).
     """
 
@@ -25,18 +30,20 @@ class PeakEwma:
     in_flight: int = 0
     measured_at: float = -math.inf
 
-    def load(self) -> float:
-        """Expected seconds of work in front of a new request; never measured counts as no latency."""
-        return self.latency * (self.in_flight + 1)
+    def load(self, now: float) -> float:
+        """The seconds of work that a new request would find in front of it."""
+        if self.latency == 0.0 and self.in_flight:
+            return UNPROVEN + self.in_flight
+        return self.latency * self._faded(now) * (self.in_flight + 1)
 
     def observe(self, seconds: float, now: float) -> None:
-        """Take in one answer that took `seconds`, at time `now` in seconds of any steady clock."""
-        if seconds > self.latency:
-            self.latency = seconds
-        else:
-            keep = math.exp(-(now - self.measured_at) / self.decay)
-            self.latency = keep * self.latency + (1 - keep) * seconds
+        """Take in one answer, or failure, that took `seconds`."""
+        keep = self._faded(now)
+        self.latency = max(seconds, keep * self.latency + (1 - keep) * seconds)
         self.measured_at = now
+
+    def _faded(self, now: float) -> float:
+        return math.exp(-(now - self.measured_at) / self.decay)
 
 
 def power_of_two_choices(

@@ -2,19 +2,20 @@
 
 from __future__ import annotations
 
+import json
 import logging
+import re
 import sys
 from datetime import UTC, datetime
 from typing import TYPE_CHECKING, Literal
 
-from pydantic_core import to_json
-
-from domain.events import AttemptFailed, ServerFound, ServerLost
+from domain.events import AttemptFailed, ModelFailing, ServerFound, ServerLost
 
 if TYPE_CHECKING:
     from domain.events import Event
 
 LOGGER = logging.getLogger("dispatcher")
+PLAIN = re.compile(r"[\w./:,-]+", re.ASCII)
 
 
 class JsonFormatter(logging.Formatter):
@@ -30,7 +31,7 @@ class JsonFormatter(logging.Formatter):
         }
         if record.exc_info:
             line["exception"] = self.formatException(record.exc_info)
-        return to_json(line, inf_nan_mode="null").decode()
+        return json.dumps(line, default=str)
 
 
 class ConsoleFormatter(logging.Formatter):
@@ -38,9 +39,15 @@ class ConsoleFormatter(logging.Formatter):
 
     def format(self, record: logging.LogRecord) -> str:
         time = datetime.fromtimestamp(record.created, UTC).astimezone().strftime("%H:%M:%S.%f")[:-3]
-        fields = " ".join(f"{name}={value}" for name, value in _fields(record).items())
+        fields = " ".join(f"{name}={_plain(value)}" for name, value in _fields(record).items())
         line = f"{time} {record.levelname.lower():<8} {record.getMessage()} {fields}".rstrip()
         return f"{line}\n{self.formatException(record.exc_info)}" if record.exc_info else line
+
+
+def _plain(value: object) -> str:
+    """`value`, quoted unless it is so plain that it cannot forge a line or move a cursor."""
+    text = str(value)
+    return text if PLAIN.fullmatch(text) else json.dumps(text)
 
 
 def _fields(record: logging.LogRecord) -> dict[str, object]:
@@ -68,6 +75,9 @@ def log_event(event: Event) -> None:
         case AttemptFailed(server, model, reason):
             fields = {"server": server, "model": str(model), "reason": reason}
             LOGGER.warning("attempt failed", extra={"fields": fields})
+        case ModelFailing(server, model, reason):
+            fields = {"server": server, "model": str(model), "reason": reason}
+            LOGGER.error("model failing", extra={"fields": fields})
         case ServerLost(server, reason):
             LOGGER.error("server lost", extra={"fields": {"server": server, "reason": reason}})
         case ServerFound(server, models):

@@ -37,8 +37,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
 def serve(host: str, port: int) -> int:
     """Run the gateway in the foreground until it is stopped by SIGINT or SIGTERM.
 
-    Requests in flight finish first. The exit status is 0: uvicorn raises the signal again when it is done,
-    and being stopped is no failure.
+    Requests in flight get GRACE seconds to finish. The exit status is 0: uvicorn raises the signal again
+    when it is done, and being stopped is no failure.
     """
     signal.signal(signal.SIGTERM, lambda *_: sys.exit(0))
     uvicorn.run(

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import asyncio
 import functools
+import inspect
 import selectors
 from typing import TYPE_CHECKING, Any, ParamSpec
 
@@ -51,7 +52,7 @@ def virtual_time(test: Callable[P, Coroutine[Any, Any, None]]) -> Callable[P, No
             runner.run(test(*args, **kwargs))
 
     del run.__wrapped__  # pytest would take it for an async test
-    run.__signature__ = __import__("inspect").signature(test)  # type: ignore[attr-defined]
+    run.__signature__ = inspect.signature(test)  # type: ignore[attr-defined]
     return run
 
 

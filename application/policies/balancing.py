@@ -6,7 +6,7 @@ import asyncio
 from dataclasses import replace
 from typing import TYPE_CHECKING
 
-from domain.errors import NoServerAvailable, ServerError, ServerUnreachable
+from domain.errors import ModelNotFound, NoServerAvailable, ServerError, ServerUnreachable, VersionNotFound
 from domain.events import AttemptFailed
 from domain.selection import power_of_two_choices
 
@@ -17,6 +17,8 @@ if TYPE_CHECKING:
     from application.pipeline import Policy
     from domain.ports import Observer
     from domain.prediction import PredictionRequest, PredictionResult
+
+FAILED = 5.0  # seconds that a failure counts as: a server that fails at once must not look fast
 
 
 class Balancing:
@@ -44,22 +46,31 @@ class Balancing:
         ready = self._fleet.ready(request.model, request.server)
         if not ready:
             raise NoServerAvailable(self._fleet.why_not(request.model, request.server))
-        server = power_of_two_choices(ready, lambda each: each.load.load(), self._pick)
-        return await self._send(server, request)
+        now = asyncio.get_running_loop().time()
+        server = power_of_two_choices(ready, lambda each: each.load.load(now), self._pick)
+        try:
+            return await self._send(server, request)
+        except (ModelNotFound, VersionNotFound):
+            self._fleet.gone(server, request.model)  # removed since it was asked what it serves
+            if not self._fleet.ready(request.model, request.server):
+                raise
+        return await self(request)
 
     async def _send(self, server: Server, request: PredictionRequest) -> PredictionResult:
         clock = asyncio.get_running_loop().time
         begun = clock()
+        least = 0.0
         server.load.in_flight += 1
         try:
             result = await self._attempts[server.name](request)
         except ServerError as error:
+            least = FAILED
             self._observe(AttemptFailed(server.name, request.model, str(error)))
             if isinstance(error, ServerUnreachable):
                 self._fleet.lost(server, str(error))
             raise
         finally:
             server.load.in_flight -= 1
-        seconds = clock() - begun
-        server.took(request.model, seconds, clock())
-        return replace(result, server_seconds=seconds)
+            server.load.observe(max(clock() - begun, least), clock())
+        server.answered.add(request.model)
+        return replace(result, server_seconds=clock() - begun)

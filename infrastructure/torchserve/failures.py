@@ -52,7 +52,7 @@ MEANINGS: Mapping[Words, Meaning] = {
     (503, HANDLER, "Invalid model predict output"): NOT_SENDABLE,
     (503, HANDLER, "Unsupported model output data type."): NOT_SENDABLE,
     (500, HANDLER, "Worker died."): WORKER_DIED,
-    (507, HANDLER, "Worker died."): WORKER_DIED,  # by SIGKILL, as the kernel does when memory runs out
+    (507, HANDLER, "Worker died."): WORKER_DIED,  # of SIGKILL, as where memory ran out; or 500, as it happens
     (500, HANDLER, None): HANDLER_FAILED,
     (507, HANDLER, "Out of resources"): (ServerFault, "The model's handler ran out of memory."),
 }
@@ -70,9 +70,8 @@ def failure(answer: Answer, model: ModelRef) -> DispatchError:
         if meaning is not None:
             error, detail = meaning
             return error(detail.format(name=model.name, version=model.version))
-    code = (
-        413 if (answer.status, kind) == (507, HANDLER) else answer.status
-    )  # it sends a handler's 413 as 507
+    exaggerated = (answer.status, kind) == (507, HANDLER)  # TorchServe sends a handler's 413 as 507
+    code = 413 if exaggerated else answer.status
     if 400 <= code <= 499 and kind in {None, HANDLER}:  # noqa: PLR2004
         detail = wire.said(answer.body) or "The model refused the input and does not say why."
         return InputRejectedByModel(detail, code=code)

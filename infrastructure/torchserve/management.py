@@ -18,6 +18,7 @@ from infrastructure.torchserve.fan_out import fan_out
 if TYPE_CHECKING:
     from collections.abc import Iterable
 
+    from domain.ports import ServerProbe
     from infrastructure.torchserve.exchange import Answer
     from infrastructure.torchserve.key_file import KeyFile
 
@@ -101,7 +102,7 @@ class TorchServeManagement:
             answer = await self._port.ask("GET", f"/models?limit={PAGE}&next_page_token={start}")
             page = _parsed(_PAGE, answer)
             names += [listed.name for listed in page.models]
-            if page.next is None or not page.models:
+            if page.next is None:
                 return names
             start = page.next
         raise ServerFault(f"The model server lists more than {PAGE * PAGES} models.")
@@ -119,6 +120,31 @@ class TorchServeManagement:
         if answer.status == httpx.codes.NOT_FOUND and answer.complaint and answer.complaint.type in GONE:
             return []
         return _parsed(_VERSIONS, answer)
+
+
+class Reachable:
+    """A ServerProbe that believes `inner` only while the inference address `url` answers, whatever it says.
+
+    A server whose management port alone is alive serves nobody.
+    """
+
+    def __init__(
+        self,
+        inner: ServerProbe,
+        http: httpx.AsyncClient,
+        url: str,
+        *,
+        keys: KeyFile | None = None,
+        seconds: float = 5.0,
+    ) -> None:
+        self._inner = inner
+        self._port = Endpoint(
+            http, url, keys=keys, kind="inference", max_answer_bytes=MAX_ANSWER_BYTES, seconds=seconds
+        )
+
+    async def __call__(self) -> tuple[ServedModel, ...]:
+        await self._port.ask("GET", "/ping")
+        return await self._inner()
 
 
 class PingProbe:

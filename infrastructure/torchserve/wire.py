@@ -2,14 +2,13 @@
 
 from __future__ import annotations
 
-import re
-from collections.abc import Iterable, Mapping, Sequence
-from math import isfinite
+from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Literal, TypeAlias
 
 from pydantic_core import PydanticSerializationError, from_json, to_json
 
 from domain.errors import InvalidRequest
+from domain.finite import overflows
 from domain.prediction import Refusal
 
 if TYPE_CHECKING:
@@ -19,7 +18,6 @@ Payload: TypeAlias = Literal["instances", "body"]
 """What a model's handler takes: all instances in one request, or one bare instance a request."""
 
 LONGEST_MESSAGE = 500  # characters of what a handler says that are passed on
-MAY_OVERFLOW = re.compile(rb"\d[eE]\+?\d{3}|\d{300}")
 
 
 def together(request: PredictionRequest) -> bytes:
@@ -44,7 +42,7 @@ def encode(value: Json) -> bytes:
 def decode(body: bytes) -> Json:
     """Raises ValueError at anything but one strict JSON value whose numbers are finite."""
     value: Json = from_json(body, allow_inf_nan=False)
-    if MAY_OVERFLOW.search(body) and not _finite(value):  # the parser makes infinity of 1e999
+    if overflows(body):  # the parser makes infinity of 1e999
         raise ValueError("number out of range")
     return value
 
@@ -107,14 +105,3 @@ def _plain(value: object) -> object:
     if isinstance(value, Sequence):
         return list(value)
     raise TypeError(type(value))
-
-
-def _finite(value: Json) -> bool:
-    if isinstance(value, float):
-        return isfinite(value)
-    inside: Iterable[Json] = ()
-    if isinstance(value, Mapping):
-        inside = value.values()
-    elif isinstance(value, list):
-        inside = value
-    return all(map(_finite, inside))

@@ -5,23 +5,20 @@ from __future__ import annotations
 from typing import TYPE_CHECKING
 
 from pydantic_core import from_json
-from starlette.requests import ClientDisconnect
 
 from domain.errors import FieldError, InvalidRequest, MalformedRequest, PayloadTooLarge
-from domain.finite import infinite_at, may_overflow
+from domain.finite import infinite_at, overflows
 
 if TYPE_CHECKING:
     from starlette.requests import Request
 
     from domain.prediction import Json
 
-__all__ = ["ClientDisconnect", "parse_json", "read_body"]
-
 
 async def read_body(request: Request, limit: int) -> bytes:
     """The whole body, of at most `limit` bytes.
 
-    Raises PayloadTooLarge, as soon as it is known, and ClientDisconnect.
+    Raises PayloadTooLarge, as soon as it is known, and starlette's ClientDisconnect.
     """
     announced = request.headers.get("content-length", "")
     if announced.isdecimal() and int(announced) > limit:
@@ -45,9 +42,9 @@ def parse_json(text: bytes) -> Json:
         value: Json = from_json(text, allow_inf_nan=False)
     except ValueError as error:
         raise _refusal(text, str(error)) from None
-    if may_overflow(text) and (pointer := infinite_at(value)) is not None:
+    if overflows(text):
         message = "The number is too large for a 64-bit float."
-        raise InvalidRequest(message, [FieldError(pointer, message)])
+        raise InvalidRequest(message, [FieldError(infinite_at(value), message)])
     return value
 
 
@@ -60,7 +57,7 @@ def _refusal(text: bytes, reason: str) -> InvalidRequest:
     except ValueError:
         return MalformedRequest(f"The body is not JSON: {reason}.")
     message = "NaN and Infinity are not JSON numbers."
-    return InvalidRequest(message, [FieldError(infinite_at(value) or "", message)])
+    return InvalidRequest(message, [FieldError(infinite_at(value), message)])
 
 
 def _too_large(limit: int) -> PayloadTooLarge:

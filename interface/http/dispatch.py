@@ -10,7 +10,7 @@ from fastapi import APIRouter, Request
 from pydantic_core import to_json
 from starlette.responses import Response
 
-from domain.errors import InvalidRequest
+from domain.errors import DeadlineExceeded, InvalidRequest
 from interface.http import openapi
 from interface.http.body import read_body
 from interface.http.dispatch_body import decode
@@ -18,7 +18,7 @@ from interface.http.exchange import CLIENT_CLOSED_REQUEST, exchange_of
 from interface.http.reports import DispatchAnswer
 
 if TYPE_CHECKING:
-    from collections.abc import Coroutine
+    from collections.abc import Awaitable, Coroutine
 
     from bootstrap.gateway import Gateway
     from domain.prediction import PredictionRequest, PredictionResult
@@ -34,7 +34,10 @@ async def dispatch_model(request: Request) -> Response:
     gateway: Gateway = request.app.state.gateway
     exchange = exchange_of(request)
     deadline = requested_deadline(request)
-    body = decode(await read_body(request, gateway.limits.max_body_bytes), gateway.limits.max_instances)
+    text = await within(
+        deadline, gateway.limits.max_timeout, read_body(request, gateway.limits.max_body_bytes)
+    )
+    body = decode(text, gateway.limits.max_instances)
     exchange.model = body.model_name
     result = await while_connected(request, timed(exchange, gateway, body.request(deadline)))
     if result is None:
@@ -56,6 +59,19 @@ def requested_deadline(request: Request) -> float | None:
         message = "X-Request-Timeout should be a number of seconds greater than 0."
         raise InvalidRequest(message)
     return asyncio.get_running_loop().time() + seconds
+
+
+async def within(deadline: float | None, seconds: float, reading: Awaitable[bytes]) -> bytes:
+    """What `reading` gives until `deadline`, and in `seconds` at most: a slow sender must come to an end.
+
+    Raises DeadlineExceeded.
+    """
+    cap = asyncio.get_running_loop().time() + seconds
+    try:
+        async with asyncio.timeout_at(cap if deadline is None else min(deadline, cap)):
+            return await reading
+    except TimeoutError:
+        raise DeadlineExceeded("The body did not arrive in time.") from None
 
 
 async def timed(exchange: Exchange, gateway: Gateway, request: PredictionRequest) -> PredictionResult:

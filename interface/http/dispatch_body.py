@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field
+from collections.abc import Mapping
+from dataclasses import dataclass, field, fields
 from typing import TYPE_CHECKING, Annotated, Any, ClassVar
 
 from pydantic import Field, TypeAdapter, ValidationError
@@ -52,12 +53,17 @@ class DispatchBody:
 
 
 _BODY = TypeAdapter(DispatchBody)
+_KEYS = tuple(each.name for each in fields(DispatchBody))
 
 
 def decode(text: bytes, max_instances: int) -> DispatchBody:
     """The body that `text` spells. Raises InvalidRequest with a pointer to each thing that is wrong."""
+    value = parse_json(text)
+    if isinstance(value, Mapping) and (unknown := [key for key in value if key not in _KEYS]):
+        message = f"Unknown key. Known: {', '.join(_KEYS)}."  # before pydantic, which would list all of them
+        raise InvalidRequest(message, [FieldError(f"/{escape(k)}", message) for k in unknown[:MOST_ERRORS]])
     try:
-        body = _BODY.validate_python(parse_json(text))
+        body = _BODY.validate_python(value)
     except ValidationError as error:
         found = error.errors(include_url=False, include_context=False, include_input=False)[:MOST_ERRORS]
         errors = [FieldError(_pointer(each["loc"]), _message(each)) for each in found]

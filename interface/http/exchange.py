@@ -23,6 +23,7 @@ FAILURES = logging.getLogger("dispatcher.failure")
 
 _ID = re.compile(r"[A-Za-z0-9._:-]{1,128}")
 _KEY = "dispatcher.exchange"
+LONGEST_PATH = 200  # characters that are logged
 CLIENT_CLOSED_REQUEST = 499  # nginx's status for a caller who left; only ever logged
 
 
@@ -68,7 +69,10 @@ class ExchangeMiddleware:
         if scope["type"] != "http":
             await self._app(scope, receive, send)
             return
-        exchange = scope[_KEY] = Exchange(_request_id(Headers(scope=scope)))
+        exchange = Exchange(_request_id(Headers(scope=scope)))
+        # HEAD is GET (RFC 9110, 9.3.2): the server leaves the body out.
+        method = "GET" if scope["method"] == "HEAD" else scope["method"]
+        inner = scope | {_KEY: exchange, "method": method}
         started = False
 
         async def send_with_headers(message: Message) -> None:
@@ -82,13 +86,13 @@ class ExchangeMiddleware:
             await send(message)
 
         try:
-            await self._app(scope, receive, send_with_headers)
+            await self._app(inner, receive, send_with_headers)
         except Exception:  # the last resort: nothing above may answer without a problem body
-            FAILURES.exception("request failed", extra={"request_id": exchange.request_id})
+            FAILURES.exception("request failed", extra={"fields": {"request_id": exchange.request_id}})
             if started:
                 raise
             answer = problem_response(InternalError(), exchange.request_id)
-            await answer(scope, receive, send_with_headers)
+            await answer(inner, receive, send_with_headers)
         finally:
             _log(scope, exchange)
 
@@ -107,7 +111,7 @@ def _log(scope: Scope, exchange: Exchange) -> None:
         "request_id": exchange.request_id,
         "client": client[0] if client else None,
         "method": scope["method"],
-        "path": scope["path"],
+        "path": scope["path"][:LONGEST_PATH],
         "status": exchange.status,
         "model": exchange.model,
         "duration_ms": round(1000 * exchange.elapsed(), 2),

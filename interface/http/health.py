@@ -28,8 +28,10 @@ async def live() -> Response:
 async def ready(request: Request) -> Response:
     """Whether every required model can be answered now, by asking the servers: for routing."""
     report = await _report(request)
-    status = HTTPStatus.OK if report.status == "ok" else HTTPStatus.SERVICE_UNAVAILABLE
-    return Response(to_json(report), status, media_type="application/json")
+    if report.status == "ok":
+        return Response(to_json(report), media_type="application/json")
+    headers = {"Retry-After": "1"}
+    return Response(to_json(report), HTTPStatus.SERVICE_UNAVAILABLE, headers, "application/json")
 
 
 @router.get("/health", **openapi.HEALTH)

@@ -26,11 +26,14 @@ async def models(request: Request) -> Response:
     return Response(to_json(ModelList([_report(each) for each in found])), media_type="application/json")
 
 
-@router.get("/models/{name}", **openapi.MODEL)
-async def model(request: Request, name: str) -> Response:
+@router.get("/models/{name}", **openapi.MODEL)  # noqa: FAST003  (FastAPI would document a 422 for it)
+async def model(request: Request) -> Response:
     """One model."""
     gateway: Gateway = request.app.state.gateway
-    return Response(to_json(_report(await gateway.catalogue.model(name))), media_type="application/json")
+    return Response(
+        to_json(_report(await gateway.catalogue.model(request.path_params["name"]))),
+        media_type="application/json",
+    )
 
 
 def _report(entry: ModelEntry) -> ModelReport:

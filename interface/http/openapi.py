@@ -107,6 +107,7 @@ def _problem_example(error: type[errors.DispatchError], status: int) -> dict[str
 _INTERNAL = _problems(errors.InternalError)
 
 DISPATCH_MODEL: dict[str, Any] = {
+    "operation_id": "dispatch_model",
     "tags": ["predictions"],
     "summary": "Ask a model for predictions",
     "responses": {
@@ -144,23 +145,30 @@ DISPATCH_MODEL: dict[str, Any] = {
         ],
     },
 }
-LIVE: dict[str, Any] = {"responses": {200: _answer(Liveness, "Alive.")} | _INTERNAL}
-HEALTH: dict[str, Any] = {"responses": {200: _answer(HealthReport, "The state of every part.")} | _INTERNAL}
+LIVE: dict[str, Any] = {"operation_id": "live", "responses": {200: _answer(Liveness, "Alive.")} | _INTERNAL}
+HEALTH: dict[str, Any] = {
+    "operation_id": "health",
+    "responses": {200: _answer(HealthReport, "The state of every part.")} | _INTERNAL,
+}
 READY: dict[str, Any] = {
+    "operation_id": "ready",
     "responses": {
         200: _answer(HealthReport, "Every required model can be answered."),
-        503: _answer(HealthReport, "Some required model cannot be answered; `reasons` say why."),
+        503: _answer(HealthReport, "Some required model cannot be answered; `reasons` say why.")
+        | {"headers": _HEADERS | _RETRY_AFTER},
     }
-    | _INTERNAL
+    | _INTERNAL,
 }
-MODELS: dict[str, Any] = {"responses": {200: _answer(ModelList, "Every model that is served.")} | _INTERNAL}
+MODELS: dict[str, Any] = {
+    "operation_id": "models",
+    "responses": {200: _answer(ModelList, "Every model that is served.")} | _INTERNAL,
+}
 MODEL: dict[str, Any] = {
-    "responses": {
-        200: _answer(ModelReport, "The model."),
-        **_problems(errors.ModelNotFound),
-        422: {"description": "Never: any text is a possible name."},
-    }
-    | _INTERNAL
+    "operation_id": "model",
+    "responses": {200: _answer(ModelReport, "The model."), **_problems(errors.ModelNotFound)} | _INTERNAL,
+    "openapi_extra": {
+        "parameters": [{"name": "name", "in": "path", "required": True, "schema": {"type": "string"}}]
+    },
 }
 
 

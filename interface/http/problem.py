@@ -6,6 +6,7 @@ import math
 from dataclasses import dataclass
 from http import HTTPStatus
 from typing import TYPE_CHECKING
+from urllib.parse import quote
 
 from pydantic_core import to_json
 from starlette.responses import Response
@@ -18,6 +19,7 @@ if TYPE_CHECKING:
 
 MEDIA_TYPE = "application/problem+json"
 TYPE_PREFIX = "/problems/"  # each is a page of the gateway itself
+COME_BACK = {HTTPStatus.TOO_MANY_REQUESTS, HTTPStatus.SERVICE_UNAVAILABLE}
 
 STATUS: dict[type[errors.DispatchError], HTTPStatus] = {
     errors.MalformedRequest: HTTPStatus.BAD_REQUEST,
@@ -79,9 +81,9 @@ def problem_response(error: errors.DispatchError, request_id: str) -> Response:
         detail=told.detail,
         instance=told.instance,
         error=told.detail,
-        errors=tuple(Pointer(each.detail, "#" + each.pointer) for each in told.errors),
+        errors=tuple(Pointer(each.detail, "#" + quote(each.pointer, safe="/~")) for each in told.errors),
     )
-    return _respond(body, _retry_after(error))
+    return _respond(body, _headers(error))
 
 
 def plain_problem(status: int, detail: str, request_id: str, headers: Mapping[str, str]) -> Response:
@@ -91,10 +93,12 @@ def plain_problem(status: int, detail: str, request_id: str, headers: Mapping[st
     return _respond(body, headers)
 
 
-def _retry_after(error: errors.DispatchError) -> dict[str, str]:
+def _headers(error: errors.DispatchError) -> dict[str, str]:
+    if isinstance(error, errors.PayloadTooLarge):
+        return {"Connection": "close"}  # the rest of the body is not read
     if isinstance(error, errors.Unavailable):
         return {"Retry-After": str(max(1, math.ceil(error.retry_after)))}
-    return {"Retry-After": "1"} if isinstance(error, errors.ServerBusy) else {}
+    return {"Retry-After": "1"} if status_of(error) in COME_BACK else {}
 
 
 def _respond(body: Problem, headers: Mapping[str, str]) -> Response:

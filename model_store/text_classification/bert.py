@@ -118,7 +118,11 @@ class Layer(nn.Module):
 
 
 class Bert(nn.Module):
-    """The encoder and its pooler: ids (batch, length) → (batch, hidden), from the [CLS] token."""
+    """The encoder and what makes one vector of it: ids (batch, length) → (batch, hidden).
+
+    That is BERT's pooler over the [CLS] token, or, with `"pooling": "mean"` in the configuration,
+    the mean of all tokens, which sentence encoders are trained with (Reimers and Gurevych, 2019).
+    """
 
     def __init__(self, config: dict[str, Any]) -> None:
         super().__init__()
@@ -126,7 +130,8 @@ class Bert(nn.Module):
         layers = nn.ModuleList(Layer(config) for _ in range(config["num_hidden_layers"]))
         self.encoder = nn.ModuleDict({"layer": layers})
         hidden = config["hidden_size"]
-        self.pooler = nn.ModuleDict({"dense": nn.Linear(hidden, hidden)})
+        mean = config.get("pooling") == "mean"
+        self.pooler = None if mean else nn.ModuleDict({"dense": nn.Linear(hidden, hidden)})
 
     def forward(self, ids: Tensor, mask: Tensor) -> Tensor:
         states = self.embeddings(ids)
@@ -134,7 +139,10 @@ class Bert(nn.Module):
         bias = bias.masked_fill(~mask, -math.inf)[:, None, None, :]
         for layer in self.encoder["layer"].children():
             states = layer(states, bias)
-        return torch.tanh(self.pooler["dense"](states[:, 0]))
+        if self.pooler is not None:
+            return torch.tanh(self.pooler["dense"](states[:, 0]))
+        weights = mask[:, :, None].to(states.dtype)
+        return (states * weights).sum(1) / weights.sum(1)
 
 
 class BertForSequenceClassification(nn.Module):
@@ -161,6 +169,7 @@ def covers(config: dict[str, Any]) -> bool:
         config.get("architectures") == ["BertForSequenceClassification"]
         and config.get("hidden_act", "gelu") == "gelu"
         and config.get("position_embedding_type", "absolute") == "absolute"
+        and config.get("pooling", "cls") in {"cls", "mean"}
         and not config.get("is_decoder")
         and not config.get("pruned_heads")
     )

@@ -26,7 +26,7 @@ PROBE = (8, 24)  # instances and tokens in the trial that decides
 
 
 class Prediction(TypedDict):
-    """`label` is the best of `scores`: every label's probability to six digits, in the model's order."""
+    """`label` is the best of `scores`: every label's probability to six digits, by label."""
 
     label: str
     score: float
@@ -80,7 +80,7 @@ class Classifier:
 
     def prediction(self, probabilities: list[float]) -> Prediction:
         best = max(range(len(self.labels)), key=probabilities.__getitem__)
-        scores = {label: round(p, 6) for label, p in zip(self.labels, probabilities, strict=True)}
+        scores = {label: round(p, 6) for label, p in sorted(zip(self.labels, probabilities, strict=True))}
         return {"label": self.labels[best], "score": scores[self.labels[best]], "scores": scores}
 
     @property

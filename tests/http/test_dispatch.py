@@ -9,6 +9,8 @@ from domain.errors import InputRejectedByModel, ServerBusy, ServerFault, ServerT
 from domain.prediction import PredictionResult, Refusal
 
 if TYPE_CHECKING:
+    from collections.abc import AsyncIterator
+
     import httpx
     from fastapi import FastAPI
 
@@ -67,6 +69,7 @@ async def test_the_request_reaches_the_server_as_it_was_sent(
         (b'{"model_name": "m", "instances": [NaN]}', 422, "#/instances/0"),
         (b'{"model_name": "m", "instances": [1, {"a/b": -Infinity}]}', 422, "#/instances/1/a~1b"),
         (b'{"model_name": "m", "instances": [1e999]}', 422, "#/instances/0"),
+        (b'{"model_name": "m", "instances": [1' + b"0" * 250 + b"e99]}", 422, "#/instances/0"),
         (b'{"model_name": "m", "instances": ' + b"[" * 4000 + b"]" * 4000 + b"}", 422, "#"),
         (b"[]", 422, "#"),
         (b'"text"', 422, "#"),
@@ -83,7 +86,7 @@ async def test_the_request_reaches_the_server_as_it_was_sent(
         (b'{"model_name": "m", "instances": [1], "port": "80"}', 422, "#/port"),
         (b'{"model_name": "m", "instances": [1], "port": 0}', 422, "#/port"),
         (b'{"model_name": "m", "instances": [1], "port": true}', 422, "#/port"),
-        (b'{"model_name": "m", "instances": [1], "nonsense/~": 1}', 422, "#/nonsense~1~0"),
+        (b'{"model_name": "m", "instances": [1], "nonsense/~ ": 1}', 422, "#/nonsense~1~0%20"),
         (b'{"model_name": "m", "instances": [1], "host": "evil.example"}', 422, "#/host"),
         (b'{"model_name": "m", "instances": [1], "port": 8081}', 422, "#/port"),
     ],
@@ -136,6 +139,7 @@ async def test_a_body_that_grows_too_large_is_refused_before_its_end(client: htt
 
     assert answer.status_code == 413
     assert answer.json()["type"] == "/problems/payload-too-large"
+    assert answer.headers["connection"] == "close"  # what remains is not read
     assert sent <= 12_000
 
 
@@ -166,6 +170,7 @@ async def test_what_is_not_served_is_not_found(
         (ServerFault(), 502),
         (InputRejectedByModel("no", code=400), 400),
         (InputRejectedByModel("no", code=418), 418),
+        (InputRejectedByModel("no", code=429), 429),
     ],
 )
 async def test_each_failure_of_a_server_has_its_status(
@@ -177,7 +182,7 @@ async def test_each_failure_of_a_server_has_its_status(
 
     assert answer.status_code == answer.json()["status"] == status
     assert answer.json()["error"] == answer.json()["detail"] == str(error)
-    assert ("retry-after" in answer.headers) is (status == 503)
+    assert ("retry-after" in answer.headers) is (status in {429, 503})
 
 
 async def test_without_a_server_the_caller_is_told_to_come_back(
@@ -223,6 +228,16 @@ async def test_a_timeout_that_is_no_number_of_seconds_is_refused(
     answer = await client.post("/dispatch_model", json=ASK, headers={"x-request-timeout": header})
 
     assert answer.status_code == 422
+
+
+async def test_a_body_that_does_not_arrive_in_time_is_not_waited_for(client: httpx.AsyncClient) -> None:
+    async def stuck() -> AsyncIterator[bytes]:
+        yield b"{"
+        await asyncio.sleep(60)
+
+    answer = await client.post("/dispatch_model", content=stuck(), headers={"x-request-timeout": "0.05"})
+
+    assert (answer.status_code, answer.json()["detail"]) == (504, "The body did not arrive in time.")
 
 
 async def test_the_callers_timeout_is_kept(client: httpx.AsyncClient, server: FakeServer) -> None:

@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import json
 import re
 from typing import TYPE_CHECKING
 
@@ -60,4 +61,4 @@ async def test_the_examples_are_requests_we_take(client: httpx.AsyncClient) -> N
 
     content = document["paths"]["/dispatch_model"]["post"]["requestBody"]["content"]["application/json"]
     for example in content["examples"].values():
-        assert decode(__import__("json").dumps(example["value"]).encode(), 100).model_name == "sentiment"
+        assert decode(json.dumps(example["value"]).encode(), 100).model_name == "sentiment"

@@ -7,10 +7,14 @@ from typing import TYPE_CHECKING
 
 import pytest
 
-from infrastructure.logs import ConsoleFormatter, JsonFormatter
+from domain.events import AttemptFailed, ModelFailing, ServerFound, ServerLost
+from domain.prediction import ModelRef
+from infrastructure.logs import ConsoleFormatter, JsonFormatter, configure, log_event
 
 if TYPE_CHECKING:
     import httpx
+
+    from tests.fakes import FakeServer
 
 ASK = {"model_name": "m", "instances": ["a very private text"]}
 
@@ -73,3 +77,71 @@ async def test_each_problem_type_is_a_page_that_explains_it(client: httpx.AsyncC
     assert page.status_code == 200
     assert problem["title"] in page.text
     assert (await client.get("/problems/nonsense")).status_code == 404
+
+
+async def test_a_failure_of_our_own_is_logged_with_its_cause_under_the_requests_id(
+    client: httpx.AsyncClient, server: FakeServer, caplog: pytest.LogCaptureFixture
+) -> None:
+    server.error = RuntimeError("the cause")  # type: ignore[assignment]
+
+    answer = await client.post("/dispatch_model", json=ASK, headers={"x-request-id": "r-1"})
+
+    assert answer.status_code == 500
+    (record,) = [r for r in caplog.records if r.name == "dispatcher.failure"]
+    for line in (JsonFormatter().format(record), ConsoleFormatter().format(record)):
+        assert "r-1" in line
+        assert "RuntimeError: the cause" in line
+
+
+async def test_no_caller_can_forge_a_line_of_the_log(
+    client: httpx.AsyncClient, caplog: pytest.LogCaptureFixture
+) -> None:
+    with caplog.at_level(logging.INFO, "dispatcher.access"):
+        await client.get("/%0a12:00:00%20critical%20%1b[31mserver%20lost" + "x" * 1000)
+
+    (record,) = [r for r in caplog.records if r.name == "dispatcher.access"]
+    for line in (JsonFormatter().format(record), ConsoleFormatter().format(record)):
+        assert "\n" not in line
+        assert "\x1b" not in line
+        assert len(line) < 600
+
+
+@pytest.mark.parametrize("path", ["/", "/models", "/health/ready", "/docs"])
+async def test_where_get_is_answered_head_is_too(client: httpx.AsyncClient, path: str) -> None:
+    head, get = await client.head(path), await client.get(path)
+
+    assert head.status_code == get.status_code < 400
+
+
+def test_the_log_can_be_without_access_lines() -> None:
+    root = logging.getLogger()
+    handlers, level = root.handlers[:], root.level
+    try:
+        configure("json", "warning", access=False)
+        assert logging.getLogger("dispatcher.access").disabled
+        configure("console", "info", access=True)
+        assert not logging.getLogger("dispatcher.access").disabled
+        assert isinstance(root.handlers[0].formatter, ConsoleFormatter)
+    finally:
+        logging.basicConfig(handlers=handlers, level=level, force=True)
+
+
+def test_what_happens_to_the_fleet_is_logged(caplog: pytest.LogCaptureFixture) -> None:
+    model = ModelRef("m", "1.0")
+    with caplog.at_level(logging.INFO, "dispatcher"):
+        for event in (
+            ServerFound("a", ("m",)),
+            ServerLost("a", "gone"),
+            ModelFailing("a", model, "late"),
+            AttemptFailed("a", model, "late"),
+        ):
+            log_event(event)
+
+    lines = [json.loads(JsonFormatter().format(record)) for record in caplog.records]
+    assert [(line["level"], line["message"]) for line in lines] == [
+        ("info", "server found"),
+        ("error", "server lost"),
+        ("error", "model failing"),
+        ("warning", "attempt failed"),
+    ]
+    assert {line["server"] for line in lines} == {"a"}

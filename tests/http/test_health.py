@@ -31,6 +31,7 @@ async def test_a_gateway_without_its_server_is_alive_and_says_what_it_looks_for(
     ready, health, live = [await client.get(f"/health{end}") for end in ("/ready", "", "/live")]
 
     assert (ready.status_code, health.status_code, live.status_code) == (503, 200, 200)
+    assert ready.headers["retry-after"] == "1"
     assert ready.json()["reasons"] == ["No server can answer for m now. local: connection refused"]
     assert ready.json()["servers"]["local"]["url"] == "http://127.0.0.1:8080/"
     assert ready.json()["models"] == {"m": False}
@@ -61,7 +62,7 @@ async def test_models_are_listed_with_versions_servers_and_policies(
         ("2.0", False, False, 0),
     ]
     assert one["versions"][1]["servers"] == {"local": "has no ready worker for m/2.0 (1 configured)"}
-    assert one["policies"][0].startswith("Deadline: 30 s")
+    assert one["policies"][0].startswith("Deadline(default=30 s")
 
 
 async def test_a_model_that_is_not_served_is_not_found(client: httpx.AsyncClient) -> None:

@@ -41,8 +41,8 @@ def model_store(tmp_path_factory: pytest.TempPathFactory) -> Path:
     config.write_text(FAULTY_CONFIG)
     handler = Path(__file__).with_name("faulty_handler.py")
     archiver = TORCHSERVE_PYTHON.with_name("torch-model-archiver")
-    command = [archiver, "--model-name", "faulty", "--version", "1.0", "--handler", handler]
-    subprocess.run([*command, "--config-file", config, "--export-path", store], check=True)
+    command = [str(archiver), "--model-name", "faulty", "--version", "1.0", "--handler", str(handler)]
+    subprocess.run([*command, "--config-file", str(config), "--export-path", str(store)], check=True)
     return store
 
 

@@ -1,19 +1,22 @@
 """A TorchServe handler that does what its input says, to fail on demand. Archived by the tests."""
 
+from __future__ import annotations
+
 import os
 import time
+from typing import Any
 
 
 class Faulty:
     """Each instance is `{"do": …}`; the answer to all of them is what the first one asks for."""
 
-    def initialize(self, context):
+    def initialize(self, context: Any) -> None:
         self.context = context
 
-    def handle(self, data, _context):
+    def handle(self, data: list[dict[str, Any]], _context: Any) -> list[Any]:
         return [self.answer(entry["body"]["instances"]) for entry in data]
 
-    def answer(self, instances):
+    def answer(self, instances: list[Any]) -> Any:
         order = instances[0]
         match order["do"]:
             case "echo":

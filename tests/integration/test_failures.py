@@ -7,6 +7,7 @@ import os
 import signal
 from concurrent.futures import ThreadPoolExecutor
 from datetime import UTC, datetime
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import pytest
@@ -15,8 +16,6 @@ from tests.integration.conftest import settings_for
 from tests.integration.processes import until
 
 if TYPE_CHECKING:
-    from pathlib import Path
-
     from tests.integration.conftest import StartGateway
     from tests.integration.processes import RunningGateway, RunningTorchServe
 
@@ -64,8 +63,7 @@ def test_a_worker_killed_in_mid_request_is_a_502_and_comes_back(
 
 def _is_asleep_in_handler(pid: int) -> bool:
     """Whether the process sleeps in clock_nanosleep (Linux), where `time.sleep` waits."""
-    with open(f"/proc/{pid}/wchan", encoding="ascii") as wchan:
-        return "nanosleep" in wchan.read()
+    return "nanosleep" in Path(f"/proc/{pid}/wchan").read_text()
 
 
 def test_a_late_answer_is_a_504_and_never_the_next_callers(

@@ -85,7 +85,7 @@ def test_the_instances_a_model_refuses_are_pointed_at(gateway: RunningGateway) -
 
 def test_the_callers_host_is_never_connected_to(gateway: RunningGateway) -> None:
     with socket.create_server(("127.0.0.1", 0)) as trap:
-        trap.setblocking(False)
+        trap.settimeout(0)
         host, port = trap.getsockname()
 
         answer = gateway.ask("sentiment", "x", host=host, port=port)

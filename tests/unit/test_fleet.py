@@ -7,7 +7,7 @@ import pytest
 from domain.errors import ModelNotFound, NoServerAvailable, ServerFault, ServerUnreachable, VersionNotFound
 from domain.events import Event, ServerFound, ServerLost
 from domain.fleet import ServedModel
-from domain.prediction import ModelRef
+from domain.prediction import ModelRef, ServerAddress
 from tests.fakes import FakeServer, fleet_of
 from tests.virtual_time import now, virtual_time
 
@@ -131,7 +131,7 @@ async def test_real_answers_spare_the_canary() -> None:
     server = FakeServer()
     fleet = fleet_of(server, canaries={"m": "hello"})
     await fleet.refresh()
-    fleet.servers[0].took(ModelRef("m", "1.0"), 0.1, now())
+    fleet.servers[0].answered.add(ModelRef("m", "1.0"))
 
     await fleet.refresh()
     assert len(server.asked) == 1
@@ -153,7 +153,7 @@ async def test_the_watch_finds_a_server_that_comes_back_and_says_so_once() -> No
     await asyncio.sleep(11.0)
     watching.cancel()
 
-    assert heard == [ServerFound("a", ("m",))]
+    assert heard == [ServerLost("a", "connection refused"), ServerFound("a", ("m",))]
     assert server.probed == 7
 
 
@@ -163,7 +163,7 @@ async def test_a_lost_server_is_asked_again_without_waiting_for_the_interval() -
     server = FakeServer()
     fleet = fleet_of(server, heard=heard)
     watching = asyncio.create_task(fleet.watch(interval=60.0, interval_down=1.0))
-    await asyncio.sleep(0.5)
+    await asyncio.sleep(10.0)
 
     fleet.lost(fleet.servers[0], "connection refused")
     await asyncio.sleep(0.1)
@@ -175,3 +175,98 @@ async def test_a_lost_server_is_asked_again_without_waiting_for_the_interval() -
         ServerLost("a", "connection refused"),
         ServerFound("a", ("m",)),
     ]
+
+
+@virtual_time
+async def test_a_server_that_is_lost_again_and_again_is_asked_once_a_second() -> None:
+    server = FakeServer()
+    fleet = fleet_of(server)
+    watching = asyncio.create_task(fleet.watch(interval=60.0, interval_down=1.0))
+
+    for _ in range(100):
+        await asyncio.sleep(0.1)
+        fleet.lost(fleet.servers[0], "connection refused")
+    watching.cancel()
+
+    assert server.probed <= 12
+
+
+@virtual_time
+async def test_a_server_lost_while_it_is_asked_has_to_say_again_that_it_is_well() -> None:
+    fleet = fleet_of(FakeServer(seconds=1.0), canaries={"m": "hello"})
+    asking = asyncio.create_task(fleet.refresh())
+    await asyncio.sleep(0.5)
+    fleet.lost(fleet.servers[0], "connection refused")
+    await asking
+
+    assert fleet.servers[0].state.problem == "connection refused"
+
+
+@virtual_time
+async def test_answers_from_before_a_loss_spare_no_canary_after_it() -> None:
+    server = FakeServer()
+    fleet = fleet_of(server, canaries={"m": "hello"})
+    await fleet.refresh()
+    fleet.servers[0].answered.add(ModelRef("m", "1.0"))
+    fleet.lost(fleet.servers[0], "connection refused")
+
+    await fleet.refresh()
+
+    assert len(server.asked) == 2
+
+
+@virtual_time
+async def test_nobody_waits_long_for_a_server_that_is_slow_to_say() -> None:
+    slow = FakeServer("slow", seconds=2.0)
+    fleet = fleet_of(FakeServer("fast"), slow, canaries={"m": "hello"})
+
+    await fleet.refresh(wait=0.5)
+
+    assert now() == 0.5
+    assert [server.state.problem for server in fleet.servers] == [None, "not asked yet"]
+
+
+@virtual_time
+async def test_a_mistake_of_ours_does_not_end_the_watch() -> None:
+    server = FakeServer(probe_error=ValueError("a bug"))  # type: ignore[arg-type]
+    fleet = fleet_of(server)
+    watching = asyncio.create_task(fleet.watch(interval=5.0, interval_down=1.0))
+    await asyncio.sleep(0.5)
+    assert fleet.servers[0].state.problem == "could not be asked (ValueError)"
+
+    server.probe_error = None
+    await asyncio.sleep(1.0)
+    watching.cancel()
+
+    assert fleet.servers[0].state.problem is None
+
+
+@virtual_time
+async def test_a_watch_that_is_stopped_leaves_nothing_running() -> None:
+    fleet = fleet_of(FakeServer(seconds=60.0), canaries={"m": "hello"})
+    watching = asyncio.create_task(fleet.watch(interval=5.0, interval_down=1.0))
+    await asyncio.sleep(0.5)
+    watching.cancel()
+    await asyncio.wait([watching])
+
+    assert asyncio.all_tasks() == {asyncio.current_task()}
+
+
+@virtual_time
+async def test_a_model_that_fails_its_canary_is_told_once() -> None:
+    heard: list[Event] = []
+    fleet = fleet_of(FakeServer(error=ServerFault("worker died")), canaries={"m": "hello"}, heard=heard)
+    await fleet.refresh()
+    await fleet.refresh()
+
+    assert [type(event).__name__ for event in heard] == ["ServerFound", "ModelFailing"]
+    assert fleet.servers[0].summary() == "failed the canary prediction for m/1.0: worker died"
+
+
+@virtual_time
+async def test_a_callers_choice_of_server_decides_the_default_version() -> None:
+    other = FakeServer("b", models=(ServedModel("m", "2.0"),))
+    fleet = fleet_of(FakeServer("a"), other)
+    await fleet.refresh()
+
+    assert fleet.resolve(ModelRef("m"), ServerAddress("127.0.0.1", 8081)) == ModelRef("m", "2.0")

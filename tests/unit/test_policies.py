@@ -11,7 +11,14 @@ from application.pipeline import compose
 from application.policies.attempt_timeout import AttemptTimeout
 from application.policies.balancing import Balancing
 from application.policies.deadline import Deadline
-from domain.errors import DeadlineExceeded, NoServerAvailable, ServerFault, ServerTimeout, ServerUnreachable
+from domain.errors import (
+    DeadlineExceeded,
+    ModelNotFound,
+    NoServerAvailable,
+    ServerFault,
+    ServerTimeout,
+    ServerUnreachable,
+)
 from domain.events import AttemptFailed, ServerLost
 from domain.fleet import ServedModel
 from domain.prediction import ModelRef, PredictionRequest, PredictionResult, ServerAddress
@@ -209,3 +216,39 @@ async def test_the_result_says_how_long_the_server_took() -> None:
     await fleet.refresh()
 
     assert (await balancing(fleet)(ASK)).server_seconds == pytest.approx(0.25)
+
+
+@virtual_time
+@pytest.mark.parametrize("bad", [FakeServer("bad", seconds=60.0), FakeServer("bad", error=ServerFault())])
+async def test_a_server_that_fails_or_hangs_does_not_attract_the_traffic(bad: FakeServer) -> None:
+    good = FakeServer("good", seconds=0.1)
+    fleet = fleet_of(bad, good)
+    await fleet.refresh()
+    predict = balancing(fleet)
+
+    for _ in range(20):
+        await asyncio.gather(*(predict(ASK) for _ in range(10)), return_exceptions=True)
+
+    assert len(bad.asked) < 40
+    assert len(good.asked) > 160
+
+
+@virtual_time
+async def test_a_server_that_no_longer_has_the_model_costs_no_caller_an_answer() -> None:
+    emptied = FakeServer("emptied", error=ModelNotFound())
+    fleet = fleet_of(emptied, FakeServer("full"))
+    await fleet.refresh()
+
+    answers = {(await balancing(fleet)(ASK)).predictions for _ in range(20)}
+
+    assert answers == {("full:m/1.0:x",)}
+    assert len(emptied.asked) <= 1
+
+
+@virtual_time
+async def test_a_model_that_no_server_has_any_more_is_not_found() -> None:
+    fleet = fleet_of(FakeServer(error=ModelNotFound("gone")))
+    await fleet.refresh()
+
+    with pytest.raises(ModelNotFound, match="gone"):
+        await balancing(fleet)(ASK)

@@ -15,6 +15,13 @@ def test_merged_requests_are_one_request_and_its_result_splits_into_theirs() -> 
     assert [part.predictions for part in result.split([1, 2])] == [("A",), ("B", "C")]
 
 
+def test_parameters_that_only_python_thinks_equal_do_not_travel_together() -> None:
+    yes, one = [PredictionRequest(M, ("a",), parameters={"k": value}) for value in (True, 1)]
+
+    with pytest.raises(ValueError, match="travel together"):
+        merge([yes, one])
+
+
 @pytest.mark.parametrize(
     "other",
     [

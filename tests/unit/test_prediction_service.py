@@ -1,5 +1,8 @@
 from __future__ import annotations
 
+import asyncio
+from typing import TYPE_CHECKING
+
 import pytest
 
 from application.prediction_service import PredictionService
@@ -9,11 +12,14 @@ from domain.prediction import ModelRef, PredictionRequest, PredictionResult, Ref
 from tests.fakes import FakeServer, fleet_of
 from tests.virtual_time import virtual_time
 
+if TYPE_CHECKING:
+    from domain.ports import Predictor
+
 ASK = PredictionRequest(ModelRef("m"), ("x",))
 
 
 def service(server: FakeServer, made: list[ModelRef] | None = None) -> PredictionService:
-    def pipeline(model: ModelRef) -> FakeServer.predict:  # type: ignore[valid-type]
+    def pipeline(model: ModelRef) -> Predictor:
         (made if made is not None else []).append(model)
         return server.predict
 
@@ -45,12 +51,12 @@ async def test_a_model_registered_a_moment_ago_is_found() -> None:
     predict = service(server).predict
     await predict(ASK)
     server.models += (ServedModel("new", "1.0"),)
-    server_time_passes = server.probed
+    probed = server.probed
 
     with pytest.raises(ModelNotFound):
         await predict(PredictionRequest(ModelRef("new"), ("x",)))
-    assert server.probed == server_time_passes
-    await __import__("asyncio").sleep(1.0)
+    assert server.probed == probed
+    await asyncio.sleep(1.0)
 
     assert (await predict(PredictionRequest(ModelRef("new"), ("x",)))).model == ModelRef("new", "1.0")
 

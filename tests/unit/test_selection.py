@@ -22,7 +22,25 @@ def test_a_slow_answer_counts_at_once_and_a_fast_one_only_with_time() -> None:
 
 
 def test_requests_in_flight_multiply_the_load() -> None:
-    assert PeakEwma(latency=0.5, in_flight=3).load() == 2.0
+    load = PeakEwma(in_flight=3)
+    load.observe(0.5, now=0.0)
+
+    assert load.load(now=0.0) == 2.0
+
+
+def test_a_slow_start_is_forgiven_without_another_answer() -> None:
+    load = PeakEwma(decay=10.0)
+    load.observe(5.0, now=0.0)
+
+    assert load.load(now=100.0) < 0.001
+
+
+def test_a_server_that_never_answered_is_not_taken_for_the_fastest() -> None:
+    silent, slow = PeakEwma(in_flight=1), PeakEwma(in_flight=50)
+    slow.observe(10.0, now=0.0)
+
+    assert PeakEwma().load(now=0.0) == 0.0
+    assert silent.load(now=0.0) > slow.load(now=0.0)
 
 
 def test_the_cheaper_of_two_is_chosen_and_the_most_expensive_never() -> None:

@@ -8,7 +8,7 @@ import pytest
 
 from domain.errors import ServerFault, ServerTimeout, ServerUnreachable
 from domain.fleet import ServedModel
-from infrastructure.torchserve.management import PingProbe, TorchServeManagement
+from infrastructure.torchserve.management import PingProbe, Reachable, TorchServeManagement
 from tests.unit.torchserve.raw_server import Answer, Received, Reply, always, captured, client, ok, serving
 from tests.unit.torchserve.test_key_file import Clock, Frontend, keys_of
 
@@ -168,7 +168,7 @@ async def test_a_server_that_is_not_there_is_unreachable() -> None:
 
 async def test_each_question_is_bounded_as_a_whole_however_slowly_it_drips() -> None:
     drip = Reply(b"HTTP/1.1 200 \r\ncontent-length: 100\r\n\r\n{")
-    async with serving(always(drip)) as server, client() as http:
+    async with serving(always(drip)) as server, client(seconds=60) as http, asyncio.timeout(5):
         with pytest.raises(ServerTimeout):
             await TorchServeManagement(http, server.url, seconds=0.05)()
 
@@ -203,3 +203,21 @@ async def test_a_server_that_calls_itself_unhealthy_is_at_fault() -> None:
     async with serving(always(unhealthy)) as server, client() as http:
         with pytest.raises(ServerFault, match="not healthy"):
             await PingProbe(http, server.url, ["a"])()
+
+
+async def test_a_server_whose_management_port_alone_is_alive_is_unreachable() -> None:
+    async with (
+        serving(paths({"/models?limit=100&next_page_token=0": listing()})) as management,
+        client() as http,
+    ):
+        inner = TorchServeManagement(http, management.url)
+        assert await inner() == ()
+        with pytest.raises(ServerUnreachable):
+            await Reachable(inner, http, "http://127.0.0.1:1")()
+
+
+async def test_a_server_that_calls_itself_unhealthy_is_asked_for_its_models_all_the_same() -> None:
+    unhealthy = Reply(b"HTTP/1.1 500 Internal Server Error\r\ncontent-length: 0\r\n\r\n")
+    replies = {"/ping": unhealthy, "/models?limit=100&next_page_token=0": listing()}
+    async with serving(paths(replies)) as server, client() as http:
+        assert await Reachable(TorchServeManagement(http, server.url), http, server.url)() == ()
