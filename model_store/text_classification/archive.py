@@ -74,7 +74,9 @@ def parse(argv: list[str] | None) -> argparse.Namespace:
     parser.add_argument(
         "--output", type=Path, default=HERE.parent, help="folder for NAME.mar (default: model_store)"
     )
-    parser.add_argument("--workers", type=int, help="TorchServe workers (default: what TorchServe is configured for)")
+    parser.add_argument(
+        "--workers", type=int, help="TorchServe workers (default: what TorchServe is configured for)"
+    )
     parser.add_argument("--revision", help="branch, tag or commit on the hub")
     return parser.parse_args(argv)
 
