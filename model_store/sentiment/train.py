@@ -229,9 +229,8 @@ class Training:
             self.done = step + 1
             if self.done % 50 == 0:
                 left = (time.monotonic() - begun) / (self.done - first) * (total - self.done)
-                say(
-                    f"phase {self.number + 1}, step {self.done} of {total}, loss {loss:.3f}, {left / 60:.0f} min left"
-                )
+                place = f"phase {self.number + 1}, step {self.done} of {total}"
+                say(f"{place}, loss {loss:.3f}, {left / 60:.0f} min left")
             if time.monotonic() - saved > SAVE_EVERY or self.done == total:
                 self.save()
                 saved = time.monotonic()
