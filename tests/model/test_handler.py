@@ -91,7 +91,7 @@ def test_a_prediction_names_its_best_label_and_the_score_of_each(server: Server)
     prediction = server.ask(GOOD).body
     scores = prediction["scores"]
     assert list(prediction) == ["label", "score", "scores"]
-    assert list(scores) == ["negative", "positive", "neutral"]
+    assert list(scores) == ["negative", "neutral", "positive"]
     assert sum(scores.values()) == pytest.approx(1, abs=2e-6)
     assert prediction["score"] == scores[prediction["label"]] == max(scores.values())
     assert all(score == round(score, 6) for score in scores.values())
