@@ -3,13 +3,16 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from dataclasses import dataclass
 from typing import TYPE_CHECKING, Protocol, TypeAlias
 
 from domain.events import Event
 
 if TYPE_CHECKING:
+    from collections.abc import Mapping, Sequence
+
     from domain.fleet import ServedModel
-    from domain.prediction import PredictionRequest, PredictionResult
+    from domain.prediction import Json, PredictionRequest, PredictionResult
 
 
 class Predictor(Protocol):
@@ -27,6 +30,50 @@ class ServerProbe(Protocol):
 
     async def __call__(self) -> tuple[ServedModel, ...]:
         """Every version of every model. Raises ServerError where the server does not say."""
+        ...
+
+
+@dataclass(frozen=True, slots=True)
+class Cached:
+    """A prediction that a cache remembers; `ttl` is how long it still does, in seconds."""
+
+    prediction: Json
+    ttl: float
+
+
+class PredictionCache(Protocol):
+    """Remembers predictions by fingerprint (fingerprint.fingerprints), for a while and within bounds.
+
+    It may forget anything at any time, and never raises: what cannot be read is a miss, what cannot be
+    written is not remembered.
+    """
+
+    async def get(self, fingerprints: Sequence[bytes]) -> Sequence[Cached | None]:
+        """What is remembered for each, in order; None is a miss."""
+        ...
+
+    async def put(self, predictions: Mapping[bytes, Json], ttl: float) -> bool:
+        """Remember `predictions` for `ttl` seconds; whether all of them were."""
+        ...
+
+
+class Leases(Protocol):
+    """Who, of several processes, does a piece of work that many want: whoever takes its lease first.
+
+    A lease ends when it is given back, or by itself when its holder has not done so in time.
+    Never raises: where the others cannot be asked, everything is granted.
+    """
+
+    async def take(self, fingerprints: Sequence[bytes]) -> frozenset[bytes]:
+        """Those of `fingerprints` that nobody held; they are the caller's to do now, and to give back."""
+        ...
+
+    async def give_back(self, fingerprints: Sequence[bytes]) -> None:
+        """End leases that `take` granted, and wake who waits for them."""
+        ...
+
+    async def wait(self, fingerprints: Sequence[bytes]) -> None:
+        """Return when any of `fingerprints` may be free: given back, ended, or after a short while anyway."""
         ...
 
 

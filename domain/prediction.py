@@ -39,10 +39,24 @@ ANY_SERVER = ServerAddress()
 
 
 @dataclass(frozen=True, slots=True)
+class CacheControl:
+    """What a caller allows the cache: to answer (`read`), to remember the answer (`store`)."""
+
+    read: bool = True
+    store: bool = True
+
+
+CACHE = CacheControl()
+
+
+@dataclass(frozen=True, slots=True)
 class PredictionRequest:
     """One or more instances for one model.
 
     `deadline` is a time of the event loop's clock, in seconds; None until one is set.
+    `partition` names the caller's share of the cache: callers of different partitions share no answer.
+    `bulk` work may wait for interactive work. `fingerprints` are those of the instances, once somebody
+    has needed them (fingerprint.fingerprints).
     """
 
     model: ModelRef
@@ -50,6 +64,10 @@ class PredictionRequest:
     parameters: Mapping[str, Json] = field(default_factory=dict)
     server: ServerAddress = ANY_SERVER
     deadline: float | None = None
+    partition: str = ""
+    cache: CacheControl = CACHE
+    bulk: bool = False
+    fingerprints: tuple[bytes, ...] = ()
 
 
 @dataclass(frozen=True, slots=True)
@@ -67,15 +85,33 @@ Prediction: TypeAlias = "Json | Refusal"
 
 
 @dataclass(frozen=True, slots=True)
+class CacheUse:
+    """What the cache did for one request: `hits` of its `of` instances came from there.
+
+    `ttl` is how long the first of them stays, in seconds; `stored` says that all others were remembered;
+    `bypassed` that the caller did not want to hear of the cache.
+    """
+
+    hits: int
+    of: int
+    ttl: float | None = None
+    stored: bool = False
+    bypassed: bool = False
+
+
+@dataclass(frozen=True, slots=True)
 class PredictionResult:
     """One prediction (or refusal) for each instance, in order, from the version in `model`.
 
-    `server_seconds` is how long the server took to answer.
+    `server_seconds` is how long the server took to answer; `cache` is None where none was asked;
+    `collapsed` says that some of it was work which another request had begun.
     """
 
     model: ModelRef
     predictions: tuple[Prediction, ...]
     server_seconds: float = 0.0
+    cache: CacheUse | None = None
+    collapsed: bool = False
 
     def split(self, sizes: Sequence[int]) -> tuple[PredictionResult, ...]:
         """Undo `merge`: consecutive parts of `sizes` predictions each."""
@@ -93,6 +129,7 @@ class PredictionResult:
 def merge(requests: Sequence[PredictionRequest]) -> PredictionRequest:
     """One request with the instances of all, in order, and the latest of their deadlines.
 
+    What concerns the callers rather than the model (partition, cache, bulk) is left behind.
     Raises ValueError unless all ask the same of the same model.
     """
     first = requests[0]
@@ -100,10 +137,12 @@ def merge(requests: Sequence[PredictionRequest]) -> PredictionRequest:
         message = "only requests for one model, with equal parameters, can travel together"
         raise ValueError(message)
     deadlines = [r.deadline for r in requests if r.deadline is not None]
-    return replace(
-        first,
-        instances=tuple(instance for r in requests for instance in r.instances),
-        deadline=max(deadlines) if len(deadlines) == len(requests) else None,
+    return PredictionRequest(
+        first.model,
+        tuple(instance for r in requests for instance in r.instances),
+        first.parameters,
+        first.server,
+        max(deadlines) if len(deadlines) == len(requests) else None,
     )
 
 
