@@ -21,7 +21,6 @@ def fingerprints(request: PredictionRequest) -> tuple[bytes, ...]:
     """One for each instance: a hash of partition, model, version, parameters and the instance itself.
 
     The order of an object's keys does not matter; 1, 1.0, true and "1" are different questions.
-    Raises ValueError where an integer has more digits than Python writes (4300).
     """
     if request.fingerprints:
         return request.fingerprints

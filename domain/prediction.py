@@ -69,6 +69,20 @@ class PredictionRequest:
     bulk: bool = False
     fingerprints: tuple[bytes, ...] = ()
 
+    def only(self, wanted: Sequence[int], fingerprints: tuple[bytes, ...]) -> PredictionRequest:
+        """The same request for the instances at `wanted` alone; `fingerprints` are those of all."""
+        return PredictionRequest(
+            self.model,
+            tuple(self.instances[i] for i in wanted),
+            self.parameters,
+            self.server,
+            self.deadline,
+            self.partition,
+            self.cache,
+            self.bulk,
+            tuple(fingerprints[i] for i in wanted),
+        )
+
 
 @dataclass(frozen=True, slots=True)
 class Refusal:
