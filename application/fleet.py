@@ -84,6 +84,9 @@ class Fleet:
         self._canaries = canaries
         self._canary_timeout = canary_timeout
         self._refreshing: asyncio.Task[None] | None = None
+        # What was answered since a server's state last changed; never more than is served.
+        self._resolved: dict[tuple[ModelRef, ServerAddress], ModelRef] = {}
+        self._ready: dict[tuple[ModelRef, ServerAddress], list[Server]] = {}
         self._refreshed_at = float("-inf")
         self._wake = asyncio.Event()
 
@@ -129,7 +132,8 @@ class Fleet:
     def gone(self, server: Server, model: ModelRef) -> None:
         """Take `model` out of what `server` serves: it just said that it has it no more."""
         served = set(server.serves(model))
-        server.state = replace(server.state, models=tuple(m for m in server.state.models if m not in served))
+        left = tuple(each for each in server.state.models if each not in served)
+        self._change(server, replace(server.state, models=left))
         self._wake.set()
 
     async def _sleep_unless_woken(self, seconds: float) -> None:
@@ -178,13 +182,19 @@ class Fleet:
         return None
 
     def _enter(self, server: Server, state: ServerState) -> None:
-        before, server.state = server.state, state
+        before = server.state
+        self._change(server, state)
         if state.problem is not None and before.problem in {None, NOT_ASKED}:
             self._observe(ServerLost(server.name, state.problem))
         if state.problem is None and before.problem is not None:
             self._observe(ServerFound(server.name, tuple(sorted({m.name for m in state.models}))))
         for model in state.failing.keys() - before.failing.keys():
             self._observe(ModelFailing(server.name, model, state.failing[model]))
+
+    def _change(self, server: Server, state: ServerState) -> None:
+        server.state = state
+        self._resolved.clear()
+        self._ready.clear()
 
     # --- answering from what they said
 
@@ -194,6 +204,12 @@ class Fleet:
         Raises ModelNotFound, VersionNotFound, or NoServerAvailable where a server that cannot be asked
         may have it.
         """
+        known = self._resolved.get((model, address))
+        if known is None:
+            known = self._resolved[model, address] = self._resolve(model, address)
+        return known
+
+    def _resolve(self, model: ModelRef, address: ServerAddress) -> ModelRef:
         servers = sorted(self.at(address), key=lambda server: server.why_not(model) is not None)
         versions = [served.version for server in servers for served in server.serves(model)]
         if versions:
@@ -209,7 +225,16 @@ class Fleet:
 
     def ready(self, model: ModelRef, address: ServerAddress = ANY_SERVER) -> list[Server]:
         """The servers that can answer for `model` now."""
-        return [s for s in self.at(address) if s.why_not(model) is None]
+        known = self._ready.get((model, address))
+        if known is None:
+            known = [s for s in self.at(address) if s.why_not(model) is None]
+            if known:
+                self._ready[model, address] = known
+        return known
+
+    def workers(self, model: ModelRef) -> int:
+        """How many workers can answer for `model` now, on all servers."""
+        return sum(served.workers_ready for server in self.ready(model) for served in server.serves(model))
 
     def why_not(self, model: ModelRef, address: ServerAddress = ANY_SERVER) -> str:
         """Why `ready` is empty, server by server."""

@@ -13,7 +13,7 @@ from domain.errors import (
     NoServerAvailable,
     VersionNotFound,
 )
-from domain.prediction import Refusal
+from domain.prediction import ANY_SERVER, Refusal
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -42,9 +42,12 @@ class PredictionService:
 
         Raises a DispatchError; InputRejectedByModel points at every instance the model refused.
         """
-        self._check_address(request)
+        if request.server is not ANY_SERVER:
+            self._check_address(request)
         model = await self._resolve(request)
-        result = await self._pipeline(model)(replace(request, model=model))
+        if model != request.model:
+            request = replace(request, model=model)
+        result = await self._pipeline(model)(request)
         self._check_refusals(result)
         return result
 

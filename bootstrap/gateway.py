@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import random
+import time
 from contextlib import asynccontextmanager
 from dataclasses import dataclass
 from functools import partial
@@ -108,7 +109,11 @@ def _policies(settings: Settings, model: str) -> tuple[Partials, Partials]:
 def _pipeline(settings: Settings, fleet: Fleet, model: ModelRef) -> Predictor:
     outer, attempt = _policies(settings, model.name)
     balancing = Balancing(
-        fleet, attempt=partial(compose, attempt), observe=logs.log_event, pick=random.sample
+        fleet,
+        attempt=partial(compose, attempt),
+        observe=logs.log_event,
+        clock=time.monotonic,
+        pick=random.sample,
     )
     return compose(outer, balancing)
 

@@ -11,6 +11,7 @@ import uvicorn
 
 from bootstrap.gateway import policy_names
 from bootstrap.settings import SettingsError, load
+from interface.http.protocol import GatewayProtocol
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -45,6 +46,8 @@ def serve(host: str, port: int) -> int:
         "interface.main:app",
         host=host,
         port=port,
+        http=GatewayProtocol,
+        proxy_headers=False,  # nobody has said which proxies to believe
         timeout_graceful_shutdown=GRACE,
         access_log=False,  # we write our own
         server_header=False,

@@ -17,16 +17,18 @@ from bootstrap.settings import SettingsError, load
 from domain.errors import DispatchError
 from interface.http import dispatch, health, models, openapi, problems
 from interface.http.exchange import CLIENT_CLOSED_REQUEST, ExchangeMiddleware, exchange_of
-from interface.http.problem import plain_problem, problem_response
+from interface.http.problem import plain_problem, problem_answer
 
 if TYPE_CHECKING:
     from collections.abc import AsyncIterator
 
     from fastapi import FastAPI, Request
 
+    from bootstrap.gateway import Gateway
+
 
 @asynccontextmanager
-async def lifespan(app: FastAPI) -> AsyncIterator[None]:
+async def lifespan(app: FastAPI) -> AsyncIterator[dict[str, Gateway]]:
     """Runs the gateway that the settings describe while the application runs."""
     try:
         settings = load()
@@ -35,7 +37,7 @@ async def lifespan(app: FastAPI) -> AsyncIterator[None]:
         raise
     async with build(settings) as gateway:
         app.state.gateway = gateway
-        yield
+        yield {"gateway": gateway}  # uvicorn hands it to GatewayProtocol
 
 
 def create_app() -> FastAPI:
@@ -63,12 +65,12 @@ async def _front_page() -> Response:
 
 
 async def _dispatch_error(request: Request, error: DispatchError) -> Response:
-    return problem_response(error, exchange_of(request).request_id)
+    return problem_answer(error, exchange_of(request).request_id).response()
 
 
 async def _http_exception(request: Request, error: HTTPException) -> Response:
     request_id = exchange_of(request).request_id
-    return plain_problem(error.status_code, error.detail, request_id, error.headers or {})
+    return plain_problem(error.status_code, error.detail, request_id, error.headers or {}).response()
 
 
 async def _disconnect(_request: Request, _error: ClientDisconnect) -> Response:

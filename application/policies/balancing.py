@@ -2,12 +2,11 @@
 
 from __future__ import annotations
 
-import asyncio
-from dataclasses import replace
 from typing import TYPE_CHECKING
 
 from domain.errors import ModelNotFound, NoServerAvailable, ServerError, ServerUnreachable, VersionNotFound
 from domain.events import AttemptFailed
+from domain.prediction import PredictionResult
 from domain.selection import power_of_two_choices
 
 if TYPE_CHECKING:
@@ -16,7 +15,7 @@ if TYPE_CHECKING:
     from application.fleet import Fleet, Server
     from application.pipeline import Policy
     from domain.ports import Observer
-    from domain.prediction import PredictionRequest, PredictionResult
+    from domain.prediction import PredictionRequest
 
 FAILED = 5.0  # seconds that a failure counts as: a server that fails at once must not look fast
 
@@ -25,7 +24,8 @@ class Balancing:
     """Sends each request to one of the fleet's servers that can answer it now.
 
     Innermost: what it wraps is not one predictor but each server's own, inside the `attempt` policies,
-    which see one try on one server. `pick` draws k of a sequence, as `random.Random.sample`.
+    which see one try on one server. `pick` draws k of a sequence, as `random.Random.sample`;
+    `clock` is steady and fine, in seconds (uvloop's own counts milliseconds).
     Raises NoServerAvailable, and what the server raises.
     """
 
@@ -35,19 +35,20 @@ class Balancing:
         *,
         attempt: Policy,
         observe: Observer,
+        clock: Callable[[], float],
         pick: Callable[[Sequence[Server], int], list[Server]],
     ) -> None:
         self._fleet = fleet
         self._attempts = {server.name: attempt(server.predict) for server in fleet.servers}
         self._observe = observe
+        self._clock = clock
         self._pick = pick
 
     async def __call__(self, request: PredictionRequest) -> PredictionResult:
         ready = self._fleet.ready(request.model, request.server)
         if not ready:
             raise NoServerAvailable(self._fleet.why_not(request.model, request.server))
-        now = asyncio.get_running_loop().time()
-        server = power_of_two_choices(ready, lambda each: each.load.load(now), self._pick)
+        server = self._choose(ready)
         try:
             return await self._send(server, request)
         except (ModelNotFound, VersionNotFound):
@@ -56,9 +57,14 @@ class Balancing:
                 raise
         return await self(request)
 
+    def _choose(self, ready: Sequence[Server]) -> Server:
+        if len(ready) == 1:
+            return ready[0]
+        now = self._clock()
+        return power_of_two_choices(ready, lambda each: each.load.load(now), self._pick)
+
     async def _send(self, server: Server, request: PredictionRequest) -> PredictionResult:
-        clock = asyncio.get_running_loop().time
-        begun = clock()
+        begun = self._clock()
         least = 0.0
         server.load.in_flight += 1
         try:
@@ -70,7 +76,8 @@ class Balancing:
                 self._fleet.lost(server, str(error))
             raise
         finally:
+            now = self._clock()
             server.load.in_flight -= 1
-            server.load.observe(max(clock() - begun, least), clock())
+            server.load.observe(max(now - begun, least), now)
         server.answered.add(request.model)
-        return replace(result, server_seconds=clock() - begun)
+        return PredictionResult(result.model, result.predictions, now - begun)

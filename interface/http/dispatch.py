@@ -3,15 +3,17 @@
 from __future__ import annotations
 
 import asyncio
-import math
-from typing import TYPE_CHECKING
+import time
+from typing import TYPE_CHECKING, TypeVar
 
 from fastapi import APIRouter, Request
 from pydantic_core import to_json
 from starlette.responses import Response
 
-from domain.errors import DeadlineExceeded, InvalidRequest
-from interface.http import openapi
+from domain.errors import DeadlineExceeded
+from domain.prediction import ModelRef, PredictionRequest
+from interface.http import openapi, preferences
+from interface.http.answer import Answer
 from interface.http.body import read_body
 from interface.http.dispatch_body import decode
 from interface.http.exchange import CLIENT_CLOSED_REQUEST, exchange_of
@@ -21,8 +23,10 @@ if TYPE_CHECKING:
     from collections.abc import Awaitable, Coroutine
 
     from bootstrap.gateway import Gateway
-    from domain.prediction import PredictionRequest, PredictionResult
     from interface.http.exchange import Exchange
+    from interface.http.preferences import Headers
+
+T = TypeVar("T")
 
 router = APIRouter()
 
@@ -32,33 +36,38 @@ router = APIRouter()
 async def dispatch_model(request: Request) -> Response:
     """Ask a model for predictions, one for each instance, in order."""
     gateway: Gateway = request.app.state.gateway
-    exchange = exchange_of(request)
-    deadline = requested_deadline(request)
-    text = await within(
-        deadline, gateway.limits.max_timeout, read_body(request, gateway.limits.max_body_bytes)
-    )
+    headers = dict(request.scope["headers"])
+    limits = gateway.limits
+    deadline = preferences.deadline(headers)
+    text = await within(deadline, limits.max_timeout, read_body(request, limits.max_body_bytes))
+    answering = answer(gateway, exchange_of(request), headers, text)
+    found = await while_connected(request, answering)
+    return Response(status_code=CLIENT_CLOSED_REQUEST) if found is None else found.response()
+
+
+async def answer(gateway: Gateway, exchange: Exchange, headers: Headers, text: bytes) -> Answer:
+    """The answer to a request whose whole body is `text`, whatever carried it.
+
+    Notes in `exchange` where the time went. Raises a DispatchError.
+    """
     body = decode(text, gateway.limits.max_instances)
     exchange.model = body.model_name
-    result = await while_connected(request, timed(exchange, gateway, body.request(deadline)))
-    if result is None:
-        return Response(status_code=CLIENT_CLOSED_REQUEST)
-    answer = DispatchAnswer(result.model.name, result.model.version, list(result.predictions))
-    return Response(to_json(answer), media_type="application/json")
-
-
-def requested_deadline(request: Request) -> float | None:
-    """The event loop's time until which the caller waits (`X-Request-Timeout`, seconds), None if unsaid."""
-    text = request.headers.get("x-request-timeout")
-    if text is None:
-        return None
-    try:
-        seconds = float(text)
-    except ValueError:
-        seconds = math.nan
-    if not 0 < seconds < math.inf:
-        message = "X-Request-Timeout should be a number of seconds greater than 0."
-        raise InvalidRequest(message)
-    return asyncio.get_running_loop().time() + seconds
+    request = PredictionRequest(
+        ModelRef(body.model_name, body.model_version),
+        tuple(body.instances),
+        body.parameters,
+        body.server,
+        preferences.deadline(headers),
+        cache=preferences.cache_control(headers),
+        bulk=preferences.bulk(headers),
+    )
+    begun = time.perf_counter()
+    result = await gateway.predictions.predict(request)
+    exchange.server_seconds = result.server_seconds
+    exchange.queue_seconds = max(0.0, time.perf_counter() - begun - result.server_seconds)
+    status = preferences.cache_status(result)
+    content = DispatchAnswer(result.model.name, result.model.version, list(result.predictions))
+    return Answer(to_json(content), headers=() if status is None else ((b"cache-status", status),))
 
 
 async def within(deadline: float | None, seconds: float, reading: Awaitable[bytes]) -> bytes:
@@ -74,19 +83,7 @@ async def within(deadline: float | None, seconds: float, reading: Awaitable[byte
         raise DeadlineExceeded("The body did not arrive in time.") from None
 
 
-async def timed(exchange: Exchange, gateway: Gateway, request: PredictionRequest) -> PredictionResult:
-    """Answer `request`, and note in `exchange` where the time went."""
-    clock = asyncio.get_running_loop().time
-    begun = clock()
-    result = await gateway.predictions.predict(request)
-    exchange.server_seconds = result.server_seconds
-    exchange.queue_seconds = max(0.0, clock() - begun - result.server_seconds)
-    return result
-
-
-async def while_connected(
-    request: Request, work: Coroutine[None, None, PredictionResult]
-) -> PredictionResult | None:
+async def while_connected(request: Request, work: Coroutine[None, None, T]) -> T | None:
     """The result of `work`, which is cancelled when the caller leaves first: then None."""
     working = asyncio.create_task(work)
     leaving = asyncio.create_task(_disconnected(request))

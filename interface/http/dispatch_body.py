@@ -10,7 +10,7 @@ from pydantic import Field, TypeAdapter, ValidationError
 
 from domain.errors import FieldError, InvalidRequest
 from domain.finite import escape
-from domain.prediction import ModelRef, PredictionRequest, ServerAddress
+from domain.prediction import ANY_SERVER, ServerAddress
 from interface.http.body import parse_json
 
 if TYPE_CHECKING:
@@ -42,14 +42,12 @@ class DispatchBody:
         Field(strict=True, ge=1, le=65_535, description="Only a configured server of this port may answer."),
     ] = None
 
-    def request(self, deadline: float | None) -> PredictionRequest:
-        return PredictionRequest(
-            model=ModelRef(self.model_name, self.model_version),
-            instances=tuple(self.instances),
-            parameters=self.parameters,
-            server=ServerAddress(self.host, self.port),
-            deadline=deadline,
-        )
+    @property
+    def server(self) -> ServerAddress:
+        """The one server the caller insists on, if any."""
+        if self.host is None and self.port is None:
+            return ANY_SERVER
+        return ServerAddress(self.host, self.port)
 
 
 _BODY = TypeAdapter(DispatchBody)

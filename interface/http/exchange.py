@@ -4,24 +4,24 @@ from __future__ import annotations
 
 import logging
 import re
-import secrets
 import time
 from dataclasses import dataclass, field
+from random import getrandbits  # an id has to be unique, not secret
 from typing import TYPE_CHECKING
 
-from starlette.datastructures import Headers, MutableHeaders
-
 from domain.errors import InternalError
-from interface.http.problem import problem_response
+from interface.http.problem import problem_answer
 
 if TYPE_CHECKING:
     from starlette.requests import Request
     from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
+    from interface.http.answer import Answer
+
 ACCESS = logging.getLogger("dispatcher.access")
 FAILURES = logging.getLogger("dispatcher.failure")
 
-_ID = re.compile(r"[A-Za-z0-9._:-]{1,128}")
+_ID = re.compile(rb"[A-Za-z0-9._:-]{1,128}")
 _KEY = "dispatcher.exchange"
 LONGEST_PATH = 200  # characters that are logged
 CLIENT_CLOSED_REQUEST = 499  # nginx's status for a caller who left; only ever logged
@@ -31,6 +31,9 @@ CLIENT_CLOSED_REQUEST = 499  # nginx's status for a caller who left; only ever l
 class Exchange:
     """One request and its response. Times are in seconds; `begun` is of the steady clock."""
 
+    method: str
+    path: str
+    client: str | None
     request_id: str
     begun: float = field(default_factory=time.perf_counter)
     model: str | None = None
@@ -41,12 +44,39 @@ class Exchange:
     def elapsed(self) -> float:
         return time.perf_counter() - self.begun
 
-    def server_timing(self) -> str:
+    def headers(self) -> list[tuple[bytes, bytes]]:
+        """Those that every response gets."""
+        return [(b"x-request-id", self.request_id.encode()), (b"server-timing", self._server_timing())]
+
+    def failed(self) -> Answer:
+        """The last resort, while an exception is handled that nothing else caught: log it, and say so."""
+        FAILURES.exception("request failed", extra={"fields": {"request_id": self.request_id}})
+        return problem_answer(InternalError(), self.request_id)
+
+    def log(self) -> None:
+        """The line in the access log: the query, headers and bodies may hold secrets and stay out of it."""
+        if not ACCESS.isEnabledFor(logging.INFO):
+            return
+        server = self.server_seconds
+        fields = {
+            "request_id": self.request_id,
+            "client": self.client,
+            "method": self.method,
+            "path": self.path[:LONGEST_PATH],
+            "status": self.status,
+            "model": self.model,
+            "duration_ms": round(1000 * self.elapsed(), 2),
+            "server_ms": None if server is None else round(1000 * server, 2),
+        }
+        ACCESS.info("request", extra={"fields": {k: v for k, v in fields.items() if v is not None}})
+
+    def _server_timing(self) -> bytes:
         """The `Server-Timing` header (W3C), in milliseconds."""
-        parts = {"total": self.elapsed()}
-        if self.server_seconds is not None:
-            parts = {"queue": self.queue_seconds, "server": self.server_seconds} | parts
-        return ", ".join(f"{name};dur={1000 * seconds:.2f}" for name, seconds in parts.items())
+        total = 1000 * self.elapsed()
+        if self.server_seconds is None:
+            return b"total;dur=%.2f" % total
+        queue, server = 1000 * self.queue_seconds, 1000 * self.server_seconds
+        return b"queue;dur=%.2f, server;dur=%.2f, total;dur=%.2f" % (queue, server, total)
 
 
 def exchange_of(request: Request) -> Exchange:
@@ -69,7 +99,9 @@ class ExchangeMiddleware:
         if scope["type"] != "http":
             await self._app(scope, receive, send)
             return
-        exchange = Exchange(_request_id(Headers(scope=scope)))
+        client = scope.get("client")
+        given = dict(scope["headers"]).get(b"x-request-id")
+        exchange = Exchange(scope["method"], scope["path"], client and client[0], request_id(given))
         # HEAD is GET (RFC 9110, 9.3.2): the server leaves the body out.
         method = "GET" if scope["method"] == "HEAD" else scope["method"]
         inner = {**scope, _KEY: exchange, "method": method}
@@ -80,41 +112,22 @@ class ExchangeMiddleware:
             if message["type"] == "http.response.start":
                 started = True
                 exchange.status = message["status"]
-                headers = MutableHeaders(scope=message)
-                headers["X-Request-Id"] = exchange.request_id
-                headers["Server-Timing"] = exchange.server_timing()
+                message["headers"] = [*message["headers"], *exchange.headers()]
             await send(message)
 
         try:
             await self._app(inner, receive, send_with_headers)
         except Exception:  # the last resort: nothing above may answer without a problem body
-            FAILURES.exception("request failed", extra={"fields": {"request_id": exchange.request_id}})
+            answer = exchange.failed()
             if started:
                 raise
-            answer = problem_response(InternalError(), exchange.request_id)
-            await answer(inner, receive, send_with_headers)
+            await answer.response()(inner, receive, send_with_headers)
         finally:
-            _log(scope, exchange)
+            exchange.log()
 
 
-def _request_id(headers: Headers) -> str:
-    given = headers.get("x-request-id", "")
-    return given if _ID.fullmatch(given) else secrets.token_hex(16)
-
-
-def _log(scope: Scope, exchange: Exchange) -> None:
-    """The access log: the query string, headers and bodies may hold secrets and stay out of it."""
-    if not ACCESS.isEnabledFor(logging.INFO):
-        return
-    client = scope.get("client")
-    fields = {
-        "request_id": exchange.request_id,
-        "client": client[0] if client else None,
-        "method": scope["method"],
-        "path": scope["path"][:LONGEST_PATH],
-        "status": exchange.status,
-        "model": exchange.model,
-        "duration_ms": round(1000 * exchange.elapsed(), 2),
-        "server_ms": None if exchange.server_seconds is None else round(1000 * exchange.server_seconds, 2),
-    }
-    ACCESS.info("request", extra={"fields": {k: v for k, v in fields.items() if v is not None}})
+def request_id(given: bytes | None) -> str:
+    """The caller's own where it is short and plain, else a new one."""
+    if given is not None and _ID.fullmatch(given):
+        return given.decode()
+    return f"{getrandbits(128):032x}"

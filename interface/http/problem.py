@@ -9,10 +9,10 @@ from typing import TYPE_CHECKING
 from urllib.parse import quote
 
 from pydantic_core import to_json
-from starlette.responses import Response
 
 from domain import errors
 from domain.error_response import ErrorResponse
+from interface.http.answer import Answer
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
@@ -71,8 +71,8 @@ def status_of(error: errors.DispatchError) -> int:
     return STATUS[type(error)]
 
 
-def problem_response(error: errors.DispatchError, request_id: str) -> Response:
-    """The response for `error`, in answer to the request of this id."""
+def problem_answer(error: errors.DispatchError, request_id: str) -> Answer:
+    """The answer for `error` to the request of this id."""
     told = ErrorResponse.of(error, request_id)
     body = Problem(
         type=TYPE_PREFIX + told.kind,
@@ -86,8 +86,8 @@ def problem_response(error: errors.DispatchError, request_id: str) -> Response:
     return _respond(body, _headers(error))
 
 
-def plain_problem(status: int, detail: str, request_id: str, headers: Mapping[str, str]) -> Response:
-    """The response where the framework, not the domain, refused: an unknown path or method."""
+def plain_problem(status: int, detail: str, request_id: str, headers: Mapping[str, str]) -> Answer:
+    """The answer where the framework, not the domain, refused: an unknown path or method."""
     title = HTTPStatus(status).phrase
     body = Problem("about:blank", title, status, detail, request_id, error=detail)
     return _respond(body, headers)
@@ -101,6 +101,7 @@ def _headers(error: errors.DispatchError) -> dict[str, str]:
     return {"Retry-After": "1"} if status_of(error) in COME_BACK else {}
 
 
-def _respond(body: Problem, headers: Mapping[str, str]) -> Response:
+def _respond(body: Problem, headers: Mapping[str, str]) -> Answer:
     content = to_json(body) if body.errors else to_json(body, exclude={"errors"})
-    return Response(content, body.status, dict(headers), MEDIA_TYPE)
+    raw = [(name.lower().encode("latin-1"), value.encode("latin-1")) for name, value in headers.items()]
+    return Answer(content, body.status, MEDIA_TYPE, raw)

@@ -37,7 +37,7 @@ ASK = PredictionRequest(M, ("x",))
 def balancing(fleet: Fleet, heard: list[Event] | None = None) -> Balancing:
     observe = (heard if heard is not None else []).append
     attempt = partial(AttemptTimeout, seconds=5.0)
-    return Balancing(fleet, attempt=attempt, observe=observe, pick=random.Random(0).sample)
+    return Balancing(fleet, attempt=attempt, observe=observe, clock=now, pick=random.Random(0).sample)
 
 
 @virtual_time

@@ -1,0 +1,31 @@
+"""A response before it has a carrier: a route of the application, or the short way."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+from starlette.responses import Response
+
+if TYPE_CHECKING:
+    from collections.abc import Sequence
+
+    RawHeaders = Sequence[tuple[bytes, bytes]]
+
+JSON = "application/json"
+
+
+@dataclass(slots=True)
+class Answer:
+    """A whole response; the names of `headers` are in lower case."""
+
+    body: bytes
+    status: int = 200
+    media_type: str = JSON
+    headers: RawHeaders = ()
+
+    def response(self) -> Response:
+        """The same for an ASGI application."""
+        response = Response(self.body, self.status, media_type=self.media_type)
+        response.raw_headers.extend(self.headers)
+        return response

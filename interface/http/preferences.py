@@ -1,0 +1,83 @@
+"""What a caller asks for in headers: time, cache and priority; and what the cache answers."""
+
+from __future__ import annotations
+
+import asyncio
+import math
+import re
+from typing import TYPE_CHECKING
+
+from domain.errors import InvalidRequest
+from domain.prediction import CACHE, CacheControl
+
+if TYPE_CHECKING:
+    from collections.abc import Mapping
+
+    from domain.prediction import CacheUse, PredictionResult
+
+    Headers = Mapping[bytes, bytes]
+
+CACHE_NAME = "model-dispatcher"
+BULK = b"5"  # and less urgent: 0 is the most urgent, 3 the default, 7 background work (RFC 9218)
+
+_URGENCY = re.compile(rb"(?:^|,)\s*u=([0-7])\s*(?:$|[,;])")
+
+
+def deadline(headers: Headers) -> float | None:
+    """The event loop's time until which the caller waits, None if unsaid. Raises InvalidRequest."""
+    patience = seconds(headers)
+    return None if patience is None else asyncio.get_running_loop().time() + patience
+
+
+def seconds(headers: Headers) -> float | None:
+    """`X-Request-Timeout` itself. Raises InvalidRequest."""
+    text = headers.get(b"x-request-timeout")
+    if text is None:
+        return None
+    try:
+        value = float(text)
+    except ValueError:
+        value = math.nan
+    if not 0 < value < math.inf:
+        message = "X-Request-Timeout should be a number of seconds greater than 0."
+        raise InvalidRequest(message)
+    return value
+
+
+def cache_control(headers: Headers) -> CacheControl:
+    """A request's `Cache-Control` (RFC 9111, 5.2.1): `no-cache` and `no-store`; the rest asks nothing."""
+    text = headers.get(b"cache-control")
+    if text is None:
+        return CACHE
+    directives = {each.strip().lower() for each in text.split(b",")}
+    return CacheControl(read=b"no-cache" not in directives, store=b"no-store" not in directives)
+
+
+def bulk(headers: Headers) -> bool:
+    """Whether the caller can wait: `Priority: u=5` or more (RFC 9218)."""
+    text = headers.get(b"priority")
+    found = None if text is None else _URGENCY.search(text)
+    return found is not None and found[1] >= BULK
+
+
+def cache_status(result: PredictionResult) -> bytes | None:
+    """The `Cache-Status` of an answer (RFC 9211); None where no cache was asked."""
+    use = result.cache
+    if use is None:
+        return None
+    words = [CACHE_NAME, *_outcome(use, collapsed=result.collapsed)]
+    if use.ttl is not None:
+        words.append(f"ttl={math.ceil(use.ttl)}")
+    return "; ".join(words).encode()
+
+
+def _outcome(use: CacheUse, *, collapsed: bool) -> list[str]:
+    if use.hits == use.of:
+        return ["hit"]
+    if use.bypassed:
+        words = ["fwd=request"]
+    elif use.hits:
+        words = ["fwd=partial", f'detail="{use.hits} of {use.of} known"']
+    else:
+        words = ["fwd=miss"]
+    return words + ["stored"] * use.stored + ["collapsed"] * collapsed
