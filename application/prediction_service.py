@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from dataclasses import replace
 from typing import TYPE_CHECKING
 
 from domain.errors import (
@@ -46,7 +45,7 @@ class PredictionService:
             self._check_address(request)
         model = await self._resolve(request)
         if model != request.model:
-            request = replace(request, model=model)
+            request = request.to(model)
         result = await self._pipeline(model)(request)
         self._check_refusals(result)
         return result

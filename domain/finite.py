@@ -17,7 +17,7 @@ if TYPE_CHECKING:
 T = TypeVar("T")
 
 # With fewer than 200 digits and an exponent below 100, a number stays below 10^299.
-_SUSPECT = re.compile(rb"\d[eE]\+?\d{3}|\d{200}")
+_SUSPECT = re.compile(rb"[0-9](?:[eE]\+?[0-9]{3}|[0-9]{199})")  # one class in front: half the time, or less
 MOST_LOOKED_AT = 10_000  # values; a pointer is a courtesy, and must not cost seconds
 
 

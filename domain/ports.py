@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Protocol, TypeAlias
+from typing import TYPE_CHECKING, Final, Protocol, TypeAlias
 
 from domain.events import Event
 
@@ -33,12 +33,12 @@ class ServerProbe(Protocol):
         ...
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(slots=True)
 class Cached:
     """A prediction that a cache remembers; `ttl` is how long it still does, in seconds."""
 
-    prediction: Json
-    ttl: float
+    prediction: Final[Json]
+    ttl: Final[float]
 
 
 class PredictionCache(Protocol):

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import asyncio
-from dataclasses import replace
 from typing import TYPE_CHECKING
 
 from domain.errors import DeadlineExceeded
@@ -35,7 +34,7 @@ class Deadline:
         limit = asyncio.timeout_at(deadline)
         try:
             async with limit:
-                return await self._inner(replace(request, deadline=deadline))
+                return await self._inner(request.until(deadline))
         except TimeoutError:
             if not limit.expired():
                 raise

@@ -17,7 +17,6 @@ from interface.http.answer import Answer
 from interface.http.body import read_body
 from interface.http.dispatch_body import decode
 from interface.http.exchange import CLIENT_CLOSED_REQUEST, exchange_of
-from interface.http.reports import DispatchAnswer
 
 if TYPE_CHECKING:
     from collections.abc import Awaitable, Coroutine
@@ -66,7 +65,11 @@ async def answer(gateway: Gateway, exchange: Exchange, headers: Headers, text: b
     exchange.server_seconds = result.server_seconds
     exchange.queue_seconds = max(0.0, time.perf_counter() - begun - result.server_seconds)
     status = preferences.cache_status(result)
-    content = DispatchAnswer(result.model.name, result.model.version, list(result.predictions))
+    content = {  # a reports.DispatchAnswer, at half its cost
+        "model_name": result.model.name,
+        "model_version": result.model.version,
+        "predictions": result.predictions,
+    }
     return Answer(to_json(content), headers=() if status is None else ((b"cache-status", status),))
 
 
