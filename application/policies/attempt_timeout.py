@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 from typing import TYPE_CHECKING
 
+from application.cutoff import Cutoffs
 from domain.errors import ServerTimeout
 
 if TYPE_CHECKING:
@@ -22,14 +23,15 @@ class AttemptTimeout:
     def __init__(self, inner: Predictor, *, seconds: float) -> None:
         self._inner = inner
         self._seconds = seconds
+        self._cutoffs = Cutoffs()
 
     async def __call__(self, request: PredictionRequest) -> PredictionResult:
-        limit = asyncio.timeout(self._seconds)
+        cutoff = self._cutoffs.at(asyncio.get_running_loop().time() + self._seconds)
         try:
-            async with limit:
+            with cutoff:
                 return await self._inner(request)
         except TimeoutError:
-            if not limit.expired():
+            if not cutoff.passed:
                 raise
             message = f"The model server did not answer within {self._seconds:g} s."
             raise ServerTimeout(message) from None

@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 from typing import TYPE_CHECKING
 
+from application.cutoff import Cutoffs
 from domain.errors import DeadlineExceeded
 
 if TYPE_CHECKING:
@@ -24,6 +25,7 @@ class Deadline:
         self._inner = inner
         self._default = default
         self._cap = cap
+        self._cutoffs = Cutoffs()
 
     async def __call__(self, request: PredictionRequest) -> PredictionResult:
         now = asyncio.get_running_loop().time()
@@ -31,12 +33,12 @@ class Deadline:
         deadline = min(wanted, now + self._cap)
         if deadline <= now:
             raise DeadlineExceeded
-        limit = asyncio.timeout_at(deadline)
+        cutoff = self._cutoffs.at(deadline)
         try:
-            async with limit:
+            with cutoff:
                 return await self._inner(request.until(deadline))
         except TimeoutError:
-            if not limit.expired():
+            if not cutoff.passed:
                 raise
             message = f"No answer within {deadline - now:.3g} s. Allow more time, or send fewer instances."
             raise DeadlineExceeded(message) from None

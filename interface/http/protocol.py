@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import contextlib
 from http import HTTPMethod
 from typing import TYPE_CHECKING
@@ -16,7 +17,6 @@ from interface.http.exchange import Exchange, request_id
 from interface.http.problem import problem_answer
 
 if TYPE_CHECKING:
-    import asyncio
     from collections.abc import Awaitable, Callable, Mapping
     from typing import Self
 
@@ -113,10 +113,7 @@ class _ShortCycle:
                 self._task.cancel()
         elif not self.more_body and self._task is None:
             self._stop_waiting()
-            self._task = start(self._run(self._answer()))
-            if not self._task.done():
-                self._protocol.tasks.add(self._task)
-                self._task.add_done_callback(self._protocol.tasks.discard)
+            self._task = start(self._answer())
 
     def watch(self) -> None:
         """Limit the time in which the rest of the body may come, unless all of it is here."""
@@ -133,43 +130,42 @@ class _ShortCycle:
     def _give_up(self) -> None:
         self.keep_alive = False  # the rest may still come, and is not a request
         error = DeadlineExceeded("The body did not arrive in time.")
-        self._task = start(self._run(self._problem(error)))
+        self._send(problem_answer(error, self._exchange.request_id))
 
-    async def _run(self, answering: Awaitable[Answer]) -> None:
+    async def _answer(self) -> None:
+        exchange = self._exchange
         try:
-            answer = await answering
-            await self._protocol.flow.drain()
-            if not self.disconnected:
-                self._send(answer)
-        finally:
-            self._exchange.log()
-
-    async def _answer(self) -> Answer:
-        try:
-            return await self._endpoint(self._gateway, self._exchange, self._headers, bytes(self.body))
+            answer = await self._endpoint(self._gateway, exchange, self._headers, bytes(self.body))
         except DispatchError as error:
-            return await self._problem(error)
+            answer = problem_answer(error, exchange.request_id)
         except Exception:  # noqa: BLE001  (the last resort, which logs it)
-            return self._exchange.failed()
-
-    async def _problem(self, error: DispatchError) -> Answer:
-        return problem_answer(error, self._exchange.request_id)
+            answer = exchange.failed()
+        except asyncio.CancelledError:
+            exchange.log()
+            raise
+        if self._protocol.flow.write_paused:
+            await self._protocol.flow.drain()
+        self._send(answer)
 
     def _send(self, answer: Answer) -> None:
         protocol, exchange = self._protocol, self._exchange
-        exchange.status = answer.status
-        headers = [
-            *protocol.server_state.default_headers,
-            (b"content-type", answer.media_type.encode()),
-            (b"content-length", b"%d" % len(answer.body)),
-            *answer.headers,
-            *exchange.headers(),
-        ]
-        if not self.keep_alive and CLOSE not in headers:
-            headers.append(CLOSE)
-        lines = [b"%b: %b\r\n" % header for header in headers]
-        protocol.transport.write(b"".join([STATUS_LINE[answer.status], *lines, b"\r\n", answer.body]))
-        self.response_complete = True
-        if CLOSE in headers:
-            protocol.transport.close()
-        protocol.on_response_complete()
+        if not self.disconnected:
+            exchange.status = answer.status
+            headers = [
+                *protocol.server_state.default_headers,
+                (b"content-type", answer.media_type.encode()),
+                (b"content-length", b"%d" % len(answer.body)),
+                *answer.headers,
+                *exchange.headers(),
+            ]
+            if not self.keep_alive and CLOSE not in headers:
+                headers.append(CLOSE)
+            lines = map(b": ".join, headers)
+            protocol.transport.write(
+                b"\r\n".join((STATUS_LINE[answer.status][:-2], *lines, b"", answer.body))
+            )
+            self.response_complete = True
+            if not self.keep_alive or CLOSE in answer.headers:
+                protocol.transport.close()
+            protocol.on_response_complete()
+        exchange.log()

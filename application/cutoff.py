@@ -1,0 +1,83 @@
+"""Ending what takes too long: one timer for all that wait, instead of one for each."""
+
+from __future__ import annotations
+
+import asyncio
+import math
+from typing import TYPE_CHECKING, Self
+
+if TYPE_CHECKING:
+    from types import TracebackType
+
+TICKS = 100  # a second: what is cut off is so up to 10 ms late
+
+
+class Cutoffs:
+    """Makes Cutoffs and watches over them, in one event loop.
+
+    They lie in buckets of one tick, and one timer stands at the first: to come and to go costs a
+    quarter of `asyncio.timeout` (docs/decisions/0006-hot-path.md), which is why this is here.
+    Source: Varghese and Lauck, "Hashed and Hierarchical Timing Wheels", SOSP 1987.
+    """
+
+    def __init__(self) -> None:
+        self._due: dict[int, set[Cutoff]] = {}
+        self._first = math.inf
+        self._timer: asyncio.TimerHandle | None = None
+
+    def at(self, when: float) -> Cutoff:
+        """A context that ends with TimeoutError at `when`, a time of the event loop's clock."""
+        tick = math.ceil(when * TICKS)
+        due = self._due.get(tick)
+        if due is None:
+            due = self._due[tick] = set()
+            if tick < self._first:
+                self._set_timer(tick)
+        return Cutoff(due)
+
+    def _set_timer(self, tick: int) -> None:
+        if self._timer is not None:
+            self._timer.cancel()
+        self._first = tick
+        self._timer = asyncio.get_running_loop().call_at(tick / TICKS, self._sweep)
+
+    def _sweep(self) -> None:
+        self._timer = None
+        for cutoff in list(self._due.pop(int(self._first))):
+            cutoff.cut()
+        self._first = math.inf
+        if self._due:
+            self._set_timer(min(self._due))
+
+
+class Cutoff:
+    """`with` this, the current task is cancelled when its time comes, and that becomes a TimeoutError.
+
+    As `asyncio.timeout_at`, whose rules about cancellation from elsewhere it keeps.
+    """
+
+    __slots__ = ("_cancelling", "_due", "_task", "passed")
+
+    def __init__(self, due: set[Cutoff]) -> None:
+        self._due = due
+        self.passed = False
+
+    def __enter__(self) -> Self:
+        task = asyncio.current_task()
+        assert task is not None
+        self._task = task
+        self._cancelling = task.cancelling()
+        self._due.add(self)
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self._due.discard(self)
+        if self.passed and self._task.uncancel() <= self._cancelling and kind is asyncio.CancelledError:
+            raise TimeoutError from error
+
+    def cut(self) -> None:
+        """Its time has come."""
+        self.passed = True
+        self._task.cancel()
