@@ -9,7 +9,16 @@ import os
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, Literal
 
-from pydantic import AfterValidator, BaseModel, ConfigDict, Field, HttpUrl, ValidationError
+from pydantic import (
+    AfterValidator,
+    BaseModel,
+    ConfigDict,
+    Field,
+    HttpUrl,
+    SecretStr,
+    ValidationError,
+    field_validator,
+)
 from pydantic_settings import BaseSettings, SettingsConfigDict, TomlConfigSettingsSource
 
 if TYPE_CHECKING:
@@ -33,6 +42,13 @@ def _no_path(url: HttpUrl) -> HttpUrl:
 ServerUrl = Annotated[HttpUrl, AfterValidator(_no_path)]
 
 
+def _of_redis(url: SecretStr) -> SecretStr:
+    if not url.get_secret_value().startswith(("redis://", "rediss://", "unix://")):
+        message = "should start with redis://, rediss:// or unix://"
+        raise ValueError(message)
+    return url
+
+
 class _Table(BaseModel):
     model_config = ConfigDict(extra="forbid", frozen=True)
 
@@ -52,8 +68,50 @@ class ServerSettings(_Table):
     )
 
 
+class CachingSettings(_Table):
+    """Whether answers are remembered, by instance."""
+
+    ttl: Seconds = Field(3_600.0, description="How long an answer is remembered.")
+
+
+class AdmissionSettings(_Table):
+    """How much is let in at once; in instances."""
+
+    max_in_flight: int = Field(2_000, ge=1, description="Upper bound of the adaptive limit.")
+    max_waiting: int = Field(5_000, ge=0, description="How many wait at most, for each of both priorities.")
+    bulk_share: float = Field(
+        0.1, gt=0, lt=1, description="Part of what is let in that bulk work may always have."
+    )
+
+
+class BatchingSettings(_Table):
+    """How requests travel together."""
+
+    max_size: int = Field(32, ge=1, le=10_000, description="Most instances in one batch.")
+    max_cost: int | None = Field(
+        None,
+        ge=1,
+        description="Most that a batch costs: its longest instance, in bytes of JSON, times their number. "
+        "For models that pad: short instances then travel with short ones.",
+    )
+    per_worker: int = Field(
+        1, ge=1, le=16, description="Batches in flight for each ready worker of the model."
+    )
+
+
 class ModelSettings(_Table):
-    """How one model is asked."""
+    """How one model is asked. A policy is `true`, `false`, or a table of its own settings."""
+
+    deterministic: bool = Field(
+        default=True,
+        description="Whether equal input gives equal output; what rests on that is left out otherwise.",
+    )
+    caching: CachingSettings | None = None
+    coalescing: bool = Field(
+        default=True, description="Whether what is being asked for already is asked for once."
+    )
+    admission: AdmissionSettings | None = AdmissionSettings()
+    batching: BatchingSettings | None = BatchingSettings()
 
     timeout: Seconds = Field(30.0, description="Total timeout where the caller names none.")
     attempt_timeout: Seconds = Field(
@@ -66,6 +124,17 @@ class ModelSettings(_Table):
     canary: Any = Field(
         None, description="An instance the model must answer before a server counts as ready for it."
     )
+
+    @field_validator("caching", "admission", "batching", mode="before")
+    @classmethod
+    def _switch(cls, value: object) -> object:
+        """`true` is the policy with its defaults, `false` is no policy."""
+        match value:
+            case False:
+                return None
+            case True:
+                return {}
+        return value
 
 
 class HealthSettings(_Table):
@@ -84,6 +153,27 @@ class HttpSettings(_Table):
     max_instances: int = Field(1_000, gt=0, description="Most instances in one request.")
     max_timeout: Seconds = Field(
         120.0, description="Cap on `X-Request-Timeout` and on every model's timeout."
+    )
+
+
+class CacheSettings(_Table):
+    """Where answers are remembered."""
+
+    max_bytes: int = Field(
+        268_435_456, gt=0, description="Memory of this process for answers, without Redis."
+    )
+
+
+class RedisSettings(_Table):
+    """A Redis that gateway processes share: for answers, and for who asks."""
+
+    url: Annotated[SecretStr, AfterValidator(_of_redis)] = Field(
+        description="`redis://[user:password@]host:port/database`, or `rediss://…`."
+    )
+    timeout: Seconds = Field(0.01, description="After it, a look into the cache is a miss.")
+    max_value_bytes: int = Field(65_536, gt=0, description="Larger predictions are not remembered.")
+    lease: Seconds = Field(
+        10.0, description="How long other processes leave an instance to the one that asks for it."
     )
 
 
@@ -121,6 +211,8 @@ class Settings(BaseSettings):
     )
     health: HealthSettings = HealthSettings()
     http: HttpSettings = HttpSettings()
+    cache: CacheSettings = CacheSettings()
+    redis: RedisSettings | None = Field(None, description="Without it every process is whole by itself.")
     log: LogSettings = LogSettings()
 
     @classmethod

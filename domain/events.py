@@ -43,4 +43,38 @@ class ModelFailing:
     reason: str
 
 
-Event = AttemptFailed | ServerLost | ServerFound | ModelFailing
+@dataclass(frozen=True, slots=True)
+class CacheLost:
+    """The cache that processes share cannot be used, from the start or any more; they go on without."""
+
+    reason: str
+
+
+@dataclass(frozen=True, slots=True)
+class CacheFound:
+    """The cache that processes share can be used again."""
+
+
+@dataclass(frozen=True, slots=True)
+class BatchSent:
+    """`instances` of `requests` left for `model` together; the first had `waited` for that, in seconds."""
+
+    model: ModelRef
+    instances: int
+    requests: int
+    waited: float
+
+
+@dataclass(frozen=True, slots=True)
+class Shed:
+    """A request of `instances` for `model` was refused before any work was done; thousands a second may be.
+
+    `reason` is "full" where no more may wait, "late" where its answer would come after its deadline.
+    """
+
+    model: ModelRef
+    instances: int
+    reason: str
+
+
+Event = AttemptFailed | ServerLost | ServerFound | ModelFailing | CacheLost | CacheFound | BatchSent | Shed

@@ -9,7 +9,15 @@ import sys
 from datetime import UTC, datetime
 from typing import TYPE_CHECKING, Literal
 
-from domain.events import AttemptFailed, ModelFailing, ServerFound, ServerLost
+from domain.events import (
+    AttemptFailed,
+    BatchSent,
+    CacheFound,
+    CacheLost,
+    ModelFailing,
+    ServerFound,
+    ServerLost,
+)
 
 if TYPE_CHECKING:
     from domain.events import Event
@@ -72,6 +80,10 @@ def configure(style: Literal["auto", "json", "console"], level: str, *, access: 
 def log_event(event: Event) -> None:
     """An Observer that writes what happened to the fleet."""
     match event:
+        case BatchSent(model, instances, requests, waited):
+            if LOGGER.isEnabledFor(logging.DEBUG):  # there are thousands a second
+                fields = {"model": str(model), "instances": instances, "requests": requests, "waited": waited}
+                LOGGER.debug("batch sent", extra={"fields": fields})
         case AttemptFailed(server, model, reason):
             fields = {"server": server, "model": str(model), "reason": reason}
             LOGGER.warning("attempt failed", extra={"fields": fields})
@@ -83,3 +95,7 @@ def log_event(event: Event) -> None:
         case ServerFound(server, models):
             fields = {"server": server, "models": ",".join(models)}
             LOGGER.info("server found", extra={"fields": fields})
+        case CacheLost(reason):
+            LOGGER.error("cache lost", extra={"fields": {"reason": reason}})
+        case CacheFound():
+            LOGGER.info("cache found")

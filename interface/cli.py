@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING
 
 import uvicorn
 
-from bootstrap.gateway import policy_names
+from bootstrap.pipeline import policy_names
 from bootstrap.settings import SettingsError, load
 from interface.http.protocol import GatewayProtocol
 

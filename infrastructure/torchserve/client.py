@@ -2,9 +2,8 @@
 
 from __future__ import annotations
 
+from functools import lru_cache, partial
 from typing import TYPE_CHECKING
-
-import httpx
 
 from domain.errors import (
     FieldError,
@@ -16,8 +15,7 @@ from domain.errors import (
 )
 from domain.prediction import PredictionResult, Refusal
 from infrastructure.torchserve import wire
-from infrastructure.torchserve.endpoint import Endpoint, segment
-from infrastructure.torchserve.exchange import MEBIBYTE
+from infrastructure.torchserve.endpoint import asked, segment
 from infrastructure.torchserve.failures import failure
 from infrastructure.torchserve.fan_out import fan_out
 
@@ -25,9 +23,11 @@ if TYPE_CHECKING:
     from collections.abc import Callable
 
     from domain.prediction import Json, ModelRef, Prediction, PredictionRequest
+    from infrastructure.torchserve.channel import Channel
     from infrastructure.torchserve.exchange import Answer
     from infrastructure.torchserve.key_file import KeyFile
 
+OK = 200
 AT_ONCE = 8  # requests for single instances; TorchServe's queue holds 100 by default, for all callers
 
 
@@ -39,22 +39,21 @@ def always_instances(_name: str) -> wire.Payload:
 class TorchServeClient:
     """A server's Predictor: `POST {url}/predictions/{model}[/{version}]`.
 
-    `http` is shared and stays open; see connections.http_client for what it should be able to do.
-    `keys` are this server's, None where it wants none. `payload` says by name what a model's handler takes.
-    Nothing of a caller's headers reaches a handler.
-    Raises what failures.failure says, InvalidRequest, ServerUnreachable, ServerTimeout, ServerFault.
+    `channel` leads to the server and stays open. `keys` are this server's, None where it wants none.
+    `payload` says by name what a model's handler takes. Nothing of a caller's headers reaches a handler.
+    How long an answer may take is for the caller to say, by cancelling.
+    Raises what failures.failure says, InvalidRequest, ServerUnreachable, ServerFault.
     """
 
     def __init__(
         self,
-        http: httpx.AsyncClient,
-        url: str,
+        channel: Channel,
         *,
         keys: KeyFile | None = None,
         payload: Callable[[str], wire.Payload] = always_instances,
-        max_answer_bytes: int = 64 * MEBIBYTE,
     ) -> None:
-        self._port = Endpoint(http, url, keys=keys, kind="inference", max_answer_bytes=max_answer_bytes)
+        self._channel = channel
+        self._keys = keys
         self._payload = payload
 
     async def __call__(self, request: PredictionRequest) -> PredictionResult:
@@ -74,36 +73,44 @@ class TorchServeClient:
             message = "This model takes no parameters."
             raise InvalidRequest(message, [FieldError("/parameters", message)])
 
-        async def one(instance: Json) -> Prediction:
-            try:
-                answer = await self._ask(path, wire.encode(instance), request.model)
-            except InputRejectedByModel as error:
-                return Refusal(error.code, str(error))
-            try:
-                return wire.prediction(wire.decode(answer.body))
-            except ValueError as error:
-                raise _nonsense() from error
-
+        one = partial(self._one, path, request.model)
+        if len(request.instances) == 1:
+            return (await one(request.instances[0]),)
         return tuple(await fan_out(one, request.instances, at_once=AT_ONCE))
 
+    async def _one(self, path: str, model: ModelRef, instance: Json) -> Prediction:
+        try:
+            answer = await self._ask(path, wire.encode(instance), model)
+        except InputRejectedByModel as error:
+            return Refusal(error.code, str(error))
+        try:
+            return wire.prediction(wire.decode(answer.body))
+        except ValueError as error:
+            raise _nonsense() from error
+
     async def _ask(self, path: str, content: bytes, model: ModelRef) -> Answer:
-        answer = await self._port.ask("POST", path, content)
-        if answer.status != httpx.codes.OK:
+        answer = await asked(partial(self._channel.post, path, content), self._keys, "inference")
+        if answer.status != OK:
             raise failure(answer, model)
         return answer
 
 
 def prediction_path(model: ModelRef) -> str:
     """Raises ModelNotFound or VersionNotFound where no server could be asked for such a name."""
-    name = segment(model.name)
+    return _path(model.name, model.version)
+
+
+@lru_cache(1024)
+def _path(model: str, version: str | None) -> str:
+    name = segment(model)
     if name is None:
-        raise ModelNotFound(f"{wire.shortened(model.name)!r} cannot be the name of a model.")
-    if model.version is None:
-        return f"/predictions/{name}"
-    version = segment(model.version)
+        raise ModelNotFound(f"{wire.shortened(model)!r} cannot be the name of a model.")
     if version is None:
-        raise VersionNotFound(f"{wire.shortened(model.version)!r} cannot be a version of a model.")
-    return f"/predictions/{name}/{version}"
+        return f"/predictions/{name}"
+    exact = segment(version)
+    if exact is None:
+        raise VersionNotFound(f"{wire.shortened(version)!r} cannot be a version of a model.")
+    return f"/predictions/{name}/{exact}"
 
 
 def _nonsense() -> ServerFault:

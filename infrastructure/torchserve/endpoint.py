@@ -1,7 +1,8 @@
-"""One port of a TorchServe, and the key it wants."""
+"""What a TorchServe is asked with: the key it wants, and paths it can read."""
 
 from __future__ import annotations
 
+from functools import partial
 from typing import TYPE_CHECKING
 from urllib.parse import quote
 
@@ -9,6 +10,8 @@ from domain.errors import ServerFault
 from infrastructure.torchserve.exchange import exchange, question
 
 if TYPE_CHECKING:
+    from collections.abc import Awaitable, Callable
+
     import httpx
 
     from infrastructure.torchserve.exchange import Answer
@@ -20,11 +23,9 @@ KEY_REFUSED = "The model server refused our key. Check that the configured key f
 
 
 class Endpoint:
-    """One port of a TorchServe, asked with the key it wants.
+    """One port of a TorchServe, asked how the server is rather than for predictions.
 
-    `seconds` bounds each exchange as a whole; None leaves it to the client's timeouts and the caller.
-    Where a key is refused, the question is asked again with another: twice at most, as a second gateway
-    process may renew it at the same moment, which ends the life of the key this one has just got.
+    `seconds` bounds each exchange as a whole.
     """
 
     def __init__(
@@ -35,7 +36,7 @@ class Endpoint:
         keys: KeyFile | None,
         kind: Kind,
         max_answer_bytes: int,
-        seconds: float | None = None,
+        seconds: float,
     ) -> None:
         self._http = http
         self._url = url.rstrip("/")
@@ -44,35 +45,47 @@ class Endpoint:
         self._max_answer_bytes = max_answer_bytes
         self._seconds = seconds
 
-    async def ask(self, method: str, path: str, content: bytes | None = None) -> Answer:
+    async def ask(self, method: str, path: str) -> Answer:
         """The answer, of any status but a refused key.
 
         Raises ServerUnreachable, ServerTimeout, ServerFault.
         """
-        key = await self._keys.key(self._kind) if self._keys else None
-        answer = await self._exchange(method, path, content, key)
-        for _ in range(RENEWALS):
-            if not answer.refuses_key:
-                return answer
-            key = await self._other_than(key)
-            answer = await self._exchange(method, path, content, key)
-        if answer.refuses_key:
-            raise ServerFault(KEY_REFUSED)
-        return answer
+        return await asked(partial(self._exchange, method, path), self._keys, self._kind)
 
-    async def _exchange(self, method: str, path: str, content: bytes | None, key: str | None) -> Answer:
-        request = question(self._http, method, self._url + path, key, content)
+    async def _exchange(self, method: str, path: str, key: str | None) -> Answer:
+        request = question(self._http, method, self._url + path, key)
         return await exchange(
             self._http, request, max_answer_bytes=self._max_answer_bytes, seconds=self._seconds
         )
 
-    async def _other_than(self, refused: str | None) -> str:
-        if self._keys is None or refused is None:
-            raise ServerFault("The model server wants a key. Configure its key file.")
-        key = await self._keys.renewed(self._kind, refused)
-        if key == refused:
-            raise ServerFault(KEY_REFUSED)
-        return key
+
+async def asked(send: Callable[[str | None], Awaitable[Answer]], keys: KeyFile | None, kind: Kind) -> Answer:
+    """The answer that `send` gets with a key of `keys`, of any status but a refused key.
+
+    Where the key is refused, the question is sent again with another: twice at most, as a second gateway
+    process may renew it at the same moment, which ends the life of the key this one has just got.
+
+    Raises ServerFault where every key is refused, and what `send` and the renewal raise.
+    """
+    key = await keys.key(kind) if keys else None
+    answer = await send(key)
+    for _ in range(RENEWALS):
+        if not answer.refuses_key:
+            return answer
+        key = await _other_than(key, keys, kind)
+        answer = await send(key)
+    if answer.refuses_key:
+        raise ServerFault(KEY_REFUSED)
+    return answer
+
+
+async def _other_than(refused: str | None, keys: KeyFile | None, kind: Kind) -> str:
+    if keys is None or refused is None:
+        raise ServerFault("The model server wants a key. Configure its key file.")
+    key = await keys.renewed(kind, refused)
+    if key == refused:
+        raise ServerFault(KEY_REFUSED)
+    return key
 
 
 def segment(name: str) -> str | None:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import asyncio
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, NamedTuple
 
 import httpx
 
@@ -15,6 +15,13 @@ if TYPE_CHECKING:
     from collections.abc import Mapping
 
 MEBIBYTE = 1024 * 1024
+BAD_REQUEST = 400
+
+NOT_REACHED = "The model server cannot be reached."
+NOT_ACCEPTED = "The model server accepts no connection in time."
+CLOSED_BEFORE = "The model server closed the connection before it answered."
+NOT_HTTP = "The model server's answer is not HTTP that we can read."
+BROKE_OFF = "The model server broke off its answer."
 
 FAILURES: Mapping[type[Exception], tuple[type[ServerError], str]] = {
     httpx.HTTPError: (ServerFault, "The model server could not be asked."),
@@ -22,13 +29,13 @@ FAILURES: Mapping[type[Exception], tuple[type[ServerError], str]] = {
     UnicodeError: (ServerFault, "The model server's address is not valid."),  # httpx lets idna's through
     httpx.StreamError: (ServerFault, "The model server's answer could not be read."),
     httpx.UnsupportedProtocol: (ServerFault, "The model server's protocol is neither http nor https."),
-    httpx.ConnectError: (ServerUnreachable, "The model server cannot be reached."),
-    httpx.ConnectTimeout: (ServerUnreachable, "The model server accepts no connection in time."),
+    httpx.ConnectError: (ServerUnreachable, NOT_REACHED),
+    httpx.ConnectTimeout: (ServerUnreachable, NOT_ACCEPTED),
     httpx.ProxyError: (ServerUnreachable, "The model server cannot be reached through its proxy."),
-    httpx.NetworkError: (ServerUnreachable, "The model server closed the connection before it answered."),
+    httpx.NetworkError: (ServerUnreachable, CLOSED_BEFORE),
     httpx.PoolTimeout: (ServerTimeout, "No connection to the model server was free in time."),
     httpx.TimeoutException: (ServerTimeout, "The model server did not answer in time."),
-    httpx.ProtocolError: (ServerFault, "The model server's answer is not HTTP that we can read."),
+    httpx.ProtocolError: (ServerFault, NOT_HTTP),
 }
 
 
@@ -40,8 +47,7 @@ class Complaint:
     message: str
 
 
-@dataclass(frozen=True, slots=True)
-class Answer:
+class Answer(NamedTuple):  # a third of a frozen dataclass's time to make
     """A complete answer of TorchServe, whatever its status."""
 
     status: int
@@ -60,7 +66,9 @@ class Answer:
     @property
     def refuses_key(self) -> bool:
         """A wrong, expired or missing key is 400, before anything else is looked at."""
-        complaint = self.complaint if self.status == httpx.codes.BAD_REQUEST else None
+        if self.status != BAD_REQUEST:
+            return False
+        complaint = self.complaint
         return complaint is not None and complaint.type == "InvalidKeyException"
 
 
@@ -110,7 +118,7 @@ async def _send(http: httpx.AsyncClient, request: httpx.Request, max_answer_byte
     except httpx.TimeoutException as error:
         raise translated(error) from error
     except tuple(FAILURES) as error:
-        raise ServerFault("The model server broke off its answer.") from error
+        raise ServerFault(BROKE_OFF) from error
     finally:
         await response.aclose()
 

@@ -11,7 +11,7 @@ from application.fleet import Server
 from bootstrap.gateway import assemble
 from bootstrap.settings import HttpSettings, ModelSettings, ServerSettings, Settings
 from interface.main import create_app
-from tests.fakes import FakeServer
+from tests.fakes import FakeCache, FakeServer
 
 if TYPE_CHECKING:
     from collections.abc import AsyncIterator
@@ -36,7 +36,9 @@ def app(server: FakeServer, monkeypatch: pytest.MonkeyPatch) -> FastAPI:
         http=HttpSettings(max_body_bytes=10_000, max_instances=10),
     )
     app = create_app()
-    app.state.gateway = assemble(settings, [Server("local", "127.0.0.1", 8080, server.predict, server.probe)])
+    app.state.gateway = assemble(
+        settings, [Server("local", "127.0.0.1", 8080, server.predict, server.probe)], FakeCache()
+    )
     return app
 
 

@@ -62,7 +62,7 @@ async def test_models_are_listed_with_versions_servers_and_policies(
         ("2.0", False, False, 0),
     ]
     assert one["versions"][1]["servers"] == {"local": "has no ready worker for m/2.0 (1 configured)"}
-    assert one["policies"][0].startswith("Deadline(default=30 s")
+    assert one["policies"][0].startswith("Deadline(default=30,")
 
 
 async def test_a_model_that_is_not_served_is_not_found(client: httpx.AsyncClient) -> None:

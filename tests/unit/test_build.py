@@ -6,19 +6,19 @@ import json
 import logging
 from typing import TYPE_CHECKING
 
-import httpx
 import pytest
 import respx
 
 from bootstrap.gateway import build
 from bootstrap.settings import ModelSettings, ServerSettings, Settings
 from domain.prediction import ModelRef, PredictionRequest
+from tests.unit.torchserve.raw_server import Received, Reply, always, ok, serving
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
     from pathlib import Path
 
-INFERENCE, MANAGEMENT = "https://10.0.0.7:8443", "http://10.0.0.7:8081"
+MANAGEMENT = "http://10.0.0.7:8081"
 KEYS = {
     "management": {"key": "mng", "expiration time": "2099-01-01T00:00:00Z"},
     "inference": {"key": "inf", "expiration time": "2099-01-01T00:00:00Z"},
@@ -41,46 +41,45 @@ async def test_a_prediction_is_posted_to_protocol_host_port_model_and_version_wi
 ) -> None:
     monkeypatch.setenv("DISPATCHER_CONFIG", "no such file: the tests say all there is")
     (tmp_path / "key_file.json").write_text(json.dumps(KEYS))
-    respx.get(f"{INFERENCE}/ping").respond(json={"status": "Healthy"})
+    respx.route(host="127.0.0.1").pass_through()
     respx.get(f"{MANAGEMENT}/models").respond(json={"models": [{"modelName": "m", "modelUrl": "m.mar"}]})
     respx.get(f"{MANAGEMENT}/models/m/all").respond(
         json=[{"modelVersion": "3.1", "workers": [{"status": "READY"}]}]
     )
-    asked = respx.post(f"{INFERENCE}/predictions/m/3.1").respond(json={"predictions": [1, 2]})
-    settings = Settings(
-        servers={
-            "a": ServerSettings(url=INFERENCE, management_url=MANAGEMENT, key_file=tmp_path / "key_file.json")
-        }
-    )
-
-    async with build(settings) as gateway:
-        result = await gateway.predictions.predict(PredictionRequest(ModelRef("m"), ("x", "y")))
+    async with serving(always(ok(b'{"predictions": [1, 2]}'))) as server:
+        configured = ServerSettings(
+            url=server.url, management_url=MANAGEMENT, key_file=tmp_path / "key_file.json"
+        )
+        async with build(Settings(servers={"a": configured})) as gateway:
+            result = await gateway.predictions.predict(PredictionRequest(ModelRef("m"), ("x", "y")))
 
     assert (result.model, result.predictions) == (ModelRef("m", "3.1"), (1, 2))
-    sent = asked.calls.last.request
-    assert json.loads(sent.content) == {"instances": ["x", "y"]}
+    sent = server.received[-1]
+    assert sent.line == "POST /predictions/m/3.1 HTTP/1.1"
+    assert sent.headers["host"] == server.url.removeprefix("http://")
+    assert sent.json == {"instances": ["x", "y"]}
     assert sent.headers["authorization"] == "Bearer inf"
     assert {
         call.request.headers["authorization"] for call in respx.calls if call.request.url.port == 8081
     } == {"Bearer mng"}
 
 
-@respx.mock
 async def test_a_server_without_management_and_keys_serves_what_is_configured(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     monkeypatch.setenv("DISPATCHER_CONFIG", "no such file: the tests say all there is")
-    respx.get(f"{INFERENCE}/ping").respond(json={"status": "Healthy"})
-    asked = respx.post(f"{INFERENCE}/predictions/m").mock(
-        side_effect=lambda request: httpx.Response(200, content=request.content)
-    )
-    settings = Settings(
-        servers={"a": ServerSettings(url=INFERENCE)}, models={"m": ModelSettings(payload="body")}
-    )
 
-    async with build(settings) as gateway:
-        result = await gateway.predictions.predict(PredictionRequest(ModelRef("m"), ("x", {"y": 1})))
+    async def echo(request: Received) -> Reply:
+        return ok(request.body)
+
+    async with serving(echo) as server:
+        settings = Settings(
+            servers={"a": ServerSettings(url=server.url)}, models={"m": ModelSettings(payload="body")}
+        )
+        async with build(settings) as gateway:
+            result = await gateway.predictions.predict(PredictionRequest(ModelRef("m"), ("x", {"y": 1})))
 
     assert result.predictions == ("x", {"y": 1})
-    assert [call.request.content for call in asked.calls] == [b'"x"', b'{"y":1}']
-    assert "authorization" not in asked.calls.last.request.headers
+    predictions = [r for r in server.received if r.line.startswith("POST /predictions/m ")]
+    assert sorted(r.body for r in predictions) == [b'"x"', b'{"y":1}']
+    assert not [r for r in server.received if "authorization" in r.headers]

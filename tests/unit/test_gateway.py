@@ -5,11 +5,12 @@ from __future__ import annotations
 import pytest
 
 from application.fleet import Server
-from bootstrap.gateway import Gateway, assemble, policy_names
+from bootstrap.gateway import Gateway, assemble
+from bootstrap.pipeline import policy_names
 from bootstrap.settings import HealthSettings, HttpSettings, ModelSettings, ServerSettings, Settings
 from domain.errors import DeadlineExceeded, ServerTimeout
 from domain.prediction import ModelRef, PredictionRequest
-from tests.fakes import FakeServer
+from tests.fakes import FakeCache, FakeServer
 from tests.virtual_time import now, virtual_time
 
 ASK = PredictionRequest(ModelRef("m"), ("x",))
@@ -27,7 +28,7 @@ def settings(monkeypatch: pytest.MonkeyPatch) -> Settings:
 
 
 def gateway(settings: Settings, server: FakeServer) -> Gateway:
-    return assemble(settings, [Server("local", "127.0.0.1", 8080, server.predict, server.probe)])
+    return assemble(settings, [Server("local", "127.0.0.1", 8080, server.predict, server.probe)], FakeCache())
 
 
 @virtual_time
@@ -72,7 +73,10 @@ async def test_a_model_is_ready_when_it_answers_its_canary(settings: Settings) -
 
 def test_the_policies_are_told_as_they_are_composed(settings: Settings) -> None:
     assert policy_names(settings, "m") == (
-        "Deadline(default=10 s, cap=5 s)",
+        "Deadline(default=10, cap=5)",
+        "Coalescing()",
+        "Admission(max_in_flight=2000, max_waiting=5000, bulk_share=0.1)",
+        "Batching(max_size=32, per_worker=1)",
         "Balancing(servers=1)",
-        "AttemptTimeout(seconds=3 s)",
+        "AttemptTimeout(seconds=3)",
     )

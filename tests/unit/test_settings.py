@@ -3,12 +3,23 @@ from __future__ import annotations
 import os
 import re
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, get_args
 
 import pytest
-from pydantic import BaseModel
+from pydantic import BaseModel, SecretStr
 
-from bootstrap.settings import ModelSettings, ServerSettings, Settings, SettingsError, load
+from bootstrap.pipeline import policy_names
+from bootstrap.settings import (
+    AdmissionSettings,
+    BatchingSettings,
+    CachingSettings,
+    ModelSettings,
+    RedisSettings,
+    ServerSettings,
+    Settings,
+    SettingsError,
+    load,
+)
 from interface.cli import describe, main
 
 if TYPE_CHECKING:
@@ -29,32 +40,45 @@ def folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
 def keys(table: type[BaseModel], prefix: str = "") -> Iterator[str]:
     named: dict[str, type[BaseModel]] = {"servers": ServerSettings, "models": ModelSettings}
     for name, field in table.model_fields.items():
-        inner: Any = field.annotation if prefix else named.get(name, field.annotation)
+        inner = table_in(field.annotation if prefix else named.get(name, field.annotation))
         below = f"{prefix}{name}." + ("<name>." if name in named and not prefix else "")
-        if isinstance(inner, type) and issubclass(inner, BaseModel):
+        if inner is not None:
             yield from keys(inner, below)
         else:
             yield prefix + name
 
 
+def table_in(annotation: Any) -> type[BaseModel] | None:
+    """`Table` of `Table` and of `Table | None`."""
+    for each in (annotation, *get_args(annotation)):
+        if isinstance(each, type) and issubclass(each, BaseModel):
+            return each
+    return None
+
+
 def test_every_key_is_documented_and_every_documented_key_exists() -> None:
     text = (ROOT / "docs" / "configuration.md").read_text()
 
-    documented = set(re.findall(r"`((?:servers|models|defaults|http|health|log)\.[a-z_.<>]+)`", text))
-    assert documented == set(keys(Settings))
+    documented = set(re.findall(r"`((?:servers|models|http|cache|redis|health|log)\.[a-z_.<>]+)`", text))
+    own = {key for key in keys(Settings) if not key.startswith("defaults.")}  # those of `models.<name>`
+    assert documented == own
 
 
 def test_every_documented_default_is_the_default() -> None:
     text = (ROOT / "docs" / "configuration.md").read_text()
 
     rows = re.findall(
-        r"^\| `(models\.<name>|http|health|log)\.([a-z_]+)` \| `([^`]+)` \|", text, re.MULTILINE
+        r"^\| `(models\.<name>(?:\.[a-z]+)?|[a-z]+)\.([a-z_]+)` \| `([^`]+)` \|", text, re.MULTILINE
     )
     tables = {
         "models.<name>": ModelSettings(),
-        **{n: getattr(Settings(), n) for n in ("http", "health", "log")},
+        "models.<name>.caching": CachingSettings(),
+        "models.<name>.admission": AdmissionSettings(),
+        "models.<name>.batching": BatchingSettings(),
+        "redis": RedisSettings(url=SecretStr("redis://a")),
+        **{n: getattr(Settings(), n) for n in ("http", "cache", "health", "log")},
     }
-    assert len(rows) == 13
+    assert len(rows) == 25
     for table, key, default in rows:
         assert str(getattr(tables[table], key)).lower() == default.strip('"'), key
 
@@ -109,8 +133,13 @@ def test_a_models_own_keys_win_over_the_defaults(folder: Path) -> None:
         ("DISPATCHER_HEALTH__INTERVAL", "nan", "health.interval"),
         ("DISPATCHER_HEALTH__NONSENSE", "1", "Extra inputs are not permitted"),
         ("dispatcher_nonsense", "1", "dispatcher_nonsense: no such setting"),
-        ("DISPATCHER_NONSENSE", "1", "DISPATCHER_NONSENSE: no such setting. Known: DISPATCHER_CONFIG"),
+        ("DISPATCHER_NONSENSE", "1", "DISPATCHER_NONSENSE: no such setting. Known: DISPATCHER_CACHE"),
         ("DISPATCHER_CONFIG", "nowhere.toml", "names nowhere.toml, which is not a file"),
+        (
+            "DISPATCHER_REDIS__URL",
+            "http://:secret@a",
+            "redis.url (DISPATCHER_REDIS__URL): Value error, should",
+        ),
         ("DISPATCHER_LOG__FORMAT", "xml", "'auto', 'json' or 'console'"),
     ],
 )
@@ -123,6 +152,30 @@ def test_what_is_wrong_is_named_with_what_is_allowed(
         load()
 
     assert told in str(error.value)
+    assert "secret" not in str(error.value)
+
+
+@pytest.mark.parametrize(
+    ("value", "policies"), [("true", "Caching(ttl=3600)"), ('{"ttl": 9}', "Caching(ttl=9)")]
+)
+def test_a_policy_is_a_switch_or_a_table(monkeypatch: pytest.MonkeyPatch, value: str, policies: str) -> None:
+    monkeypatch.setenv("DISPATCHER_DEFAULTS__CACHING", value)
+    monkeypatch.setenv("DISPATCHER_DEFAULTS__BATCHING", "false")
+
+    described = "".join(policy_names(load(), "m"))
+
+    assert policies in described
+    assert "Batching" not in described
+
+
+def test_what_rests_on_determinism_is_left_out_of_a_model_that_has_none(folder: Path) -> None:
+    (folder / "dispatcher.toml").write_text("[models.dice]\ndeterministic = false\ncaching = true\n")
+
+    described = "".join(policy_names(load(), "dice"))
+
+    assert "Caching" not in described
+    assert "Coalescing" not in described
+    assert "Batching" in described
 
 
 def test_a_file_that_is_not_toml_is_refused(folder: Path) -> None:
@@ -140,10 +193,7 @@ def test_check_prints_what_would_run(capsys: pytest.CaptureFixture[str], folder:
     printed = capsys.readouterr().out
     assert printed == describe(load())
     assert "a: http://a:1/ (management: none: versions and workers stay unknown)" in printed
-    assert (
-        "m:\n  Deadline(default=9 s, cap=120 s)\n  Balancing(servers=1)\n  AttemptTimeout(seconds=20 s)\n"
-        in printed
-    )
+    assert "m:\n  Deadline(default=9, cap=120)\n  Coalescing()\n  Admission(max_in_flight=2000, " in printed
 
 
 def test_check_of_a_bad_configuration_says_why_and_fails(

@@ -15,7 +15,8 @@ from typing import TYPE_CHECKING, Literal, TypeAlias
 
 import httpx
 
-from infrastructure.torchserve.connections import http_client
+from infrastructure.torchserve.channel import MAX_ANSWER_BYTES, Channel
+from infrastructure.torchserve.http_client import http_client
 
 if TYPE_CHECKING:
     from domain.prediction import Json
@@ -42,10 +43,11 @@ class Received:
 
 @dataclass(frozen=True)
 class Reply:
-    """Bytes, and what becomes of the connection after them."""
+    """Bytes, and what becomes of the connection after them; sent as they are, or `split` before that byte."""
 
     data: bytes
     then: Literal["keep", "fin", "rst"] = "keep"
+    split: int | None = None
 
 
 Answer: TypeAlias = Callable[[Received], Awaitable[Reply]]
@@ -86,8 +88,10 @@ class RawServer:
             reply = await _unless_gone(self.answer(request), reader)
             if reply is None:
                 return
-            writer.write(reply.data)
-            await writer.drain()
+            for part in _parts(reply):
+                writer.write(part)
+                await writer.drain()
+                await asyncio.sleep(0)
             if reply.then == "rst":
                 _reset_on_close(writer)
             if reply.then != "keep":
@@ -100,7 +104,7 @@ class RawServer:
 
 
 @contextlib.asynccontextmanager
-async def serving(answer: Answer) -> AsyncIterator[RawServer]:
+async def serving(answer: Answer, *, tls: ssl.SSLContext | None = None) -> AsyncIterator[RawServer]:
     raw = RawServer(answer)
     writers: list[asyncio.StreamWriter] = []
     tasks: list[asyncio.Task[None]] = []
@@ -109,8 +113,8 @@ async def serving(answer: Answer) -> AsyncIterator[RawServer]:
         writers.append(writer)
         tasks.append(asyncio.create_task(raw.serve(reader, writer)))
 
-    server = await asyncio.start_server(accept, "127.0.0.1", 0)
-    raw.url = f"http://127.0.0.1:{server.sockets[0].getsockname()[1]}"
+    server = await asyncio.start_server(accept, "127.0.0.1", 0, ssl=tls)
+    raw.url = f"{'https' if tls else 'http'}://127.0.0.1:{server.sockets[0].getsockname()[1]}"
     try:
         yield raw
     finally:
@@ -121,6 +125,14 @@ async def serving(answer: Answer) -> AsyncIterator[RawServer]:
         for writer in writers:
             writer.transport.abort()
         await server.wait_closed()
+
+
+def _parts(reply: Reply) -> list[bytes]:
+    return [
+        part
+        for part in (reply.data[: reply.split], reply.data[reply.split :] if reply.split else b"")
+        if part
+    ]
 
 
 def always(reply: Reply) -> Answer:
@@ -154,6 +166,10 @@ def ok(body: bytes) -> Reply:
 
 def client(seconds: float = 5.0) -> httpx.AsyncClient:
     return http_client(timeout=httpx.Timeout(seconds), tls=TLS)
+
+
+def channel_to(url: str, *, max_answer_bytes: int = MAX_ANSWER_BYTES) -> contextlib.aclosing[Channel]:
+    return contextlib.aclosing(Channel(url, max_answer_bytes=max_answer_bytes, tls=TLS))
 
 
 async def _received(reader: asyncio.StreamReader, number: int) -> Received:

@@ -18,13 +18,14 @@ from domain.errors import (
     ServerBusy,
     ServerError,
     ServerFault,
-    ServerTimeout,
     ServerUnreachable,
     VersionNotFound,
 )
 from domain.prediction import ModelRef, PredictionRequest, PredictionResult, Refusal
+from infrastructure.torchserve.channel import Channel
 from infrastructure.torchserve.client import TorchServeClient
 from infrastructure.torchserve.exchange import FAILURES, translated
+from infrastructure.torchserve.management import PingProbe
 from tests.unit.torchserve.raw_server import (
     Answer,
     RawServer,
@@ -32,6 +33,7 @@ from tests.unit.torchserve.raw_server import (
     Reply,
     always,
     captured,
+    channel_to,
     client,
     ok,
     one_by_one,
@@ -50,8 +52,8 @@ BOTH = PredictionRequest(MODEL, ("good", "bad"))
 
 @contextlib.asynccontextmanager
 async def torchserve(answer: Answer, *, bare: bool = False) -> AsyncIterator[tuple[Predictor, RawServer]]:
-    async with serving(answer) as server, client() as http:
-        yield TorchServeClient(http, server.url, payload=lambda _: "body" if bare else "instances"), server
+    async with serving(answer) as server, channel_to(server.url) as channel:
+        yield TorchServeClient(channel, payload=lambda _: "body" if bare else "instances"), server
 
 
 async def asked(answer: Answer, request: PredictionRequest = BOTH, *, bare: bool = False) -> PredictionResult:
@@ -194,11 +196,13 @@ async def test_large_numbers_in_text_are_no_infinity() -> None:
 async def test_an_answer_is_read_up_to_its_limit_and_no_further() -> None:
     large = ok(b'["' + b"x" * 1000 + b'"]')
     request = PredictionRequest(MODEL, (1,))
-    async with serving(always(large)) as server, client() as http:
-        await TorchServeClient(http, server.url, max_answer_bytes=1004)(request)
-        with pytest.raises(ServerFault, match="larger than 1003 bytes"):
-            await TorchServeClient(http, server.url, max_answer_bytes=1003)(request)
-        await server.until(lambda: server.lost == [1])
+    async with serving(always(large)) as server:
+        async with channel_to(server.url, max_answer_bytes=1004) as channel:
+            await TorchServeClient(channel)(request)
+        async with channel_to(server.url, max_answer_bytes=1003) as channel:
+            with pytest.raises(ServerFault, match="larger than 1003 bytes"):
+                await TorchServeClient(channel)(request)
+            await server.until(lambda: server.lost == [1, 2])
 
 
 # --- TorchServe's failures, byte for byte
@@ -308,30 +312,32 @@ async def test_a_server_that_resets_the_connection_before_it_answers_is_unreacha
 
 
 async def test_a_server_that_is_not_there_is_unreachable() -> None:
-    async with client() as http:
+    async with channel_to("http://127.0.0.1:1") as channel:
         with pytest.raises(ServerUnreachable) as raised:
-            await TorchServeClient(http, "http://127.0.0.1:1")(BOTH)
+            await TorchServeClient(channel)(BOTH)
 
     assert "127.0.0.1" not in str(raised.value)
 
 
-async def test_a_server_that_never_answers_is_given_the_clients_time() -> None:
-    async with serving(never) as server, client(seconds=0.05) as http:
-        with pytest.raises(ServerTimeout):
-            await TorchServeClient(http, server.url)(BOTH)
+async def test_a_server_that_never_answers_is_given_the_callers_time() -> None:
+    async with torchserve(never) as (predict, server):
+        with pytest.raises(TimeoutError):
+            async with asyncio.timeout(0.05):
+                await predict(BOTH)
+        await server.until(lambda: server.lost == [1])
 
 
-async def test_an_address_that_is_none_is_the_servers_fault() -> None:
+@pytest.mark.parametrize(
+    "url",
+    ["ftp://127.0.0.1", "127.0.0.1:80", "http://[::x]", "http://xn--a", "http://" + "x" * 70_000],
+)
+async def test_an_address_that_is_none_is_the_servers_fault(url: str) -> None:
+    with pytest.raises(ServerFault):
+        Channel(url)
+
     async with client() as http:
-        for url in (
-            "ftp://127.0.0.1",
-            "127.0.0.1:80",
-            "http://[::x]",
-            "http://xn--a",
-            "http://" + "x" * 70_000,
-        ):
-            with pytest.raises(ServerFault):
-                await TorchServeClient(http, url)(BOTH)
+        with pytest.raises(ServerFault):
+            await PingProbe(http, url, [])()
 
 
 def every_subclass(error: type[Exception]) -> set[type[Exception]]:

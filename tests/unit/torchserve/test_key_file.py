@@ -14,7 +14,7 @@ from domain.prediction import ModelRef, PredictionRequest
 from infrastructure.torchserve import key_file
 from infrastructure.torchserve.client import TorchServeClient
 from infrastructure.torchserve.key_file import KeyFile
-from tests.unit.torchserve.raw_server import Received, Reply, captured, client, ok, serving
+from tests.unit.torchserve.raw_server import Received, Reply, captured, channel_to, client, ok, serving
 
 if TYPE_CHECKING:
     from pathlib import Path
@@ -101,16 +101,16 @@ def keys_of(frontend: Frontend, http: httpx.AsyncClient, management: str | None)
 
 
 async def test_the_servers_key_goes_with_every_request(frontend: Frontend) -> None:
-    async with serving(frontend) as server, client() as http:
-        predict = TorchServeClient(http, server.url, keys=keys_of(frontend, http, server.url))
+    async with serving(frontend) as server, client() as http, channel_to(server.url) as channel:
+        predict = TorchServeClient(channel, keys=keys_of(frontend, http, server.url))
         await predict(REQUEST)
 
     assert server.received[0].headers["authorization"] == "Bearer inference-1"
 
 
 async def test_a_restarted_servers_keys_are_noticed(frontend: Frontend) -> None:
-    async with serving(frontend) as server, client() as http:
-        predict = TorchServeClient(http, server.url, keys=keys_of(frontend, http, server.url))
+    async with serving(frontend) as server, client() as http, channel_to(server.url) as channel:
+        predict = TorchServeClient(channel, keys=keys_of(frontend, http, server.url))
         await predict(REQUEST)
         frontend.start()
         await predict(REQUEST)
@@ -123,9 +123,9 @@ async def test_a_restarted_servers_keys_are_noticed(frontend: Frontend) -> None:
 
 
 async def test_a_change_that_the_files_times_do_not_show_is_noticed_by_a_refusal(frontend: Frontend) -> None:
-    async with serving(frontend) as server, client() as http:
+    async with serving(frontend) as server, client() as http, channel_to(server.url) as channel:
         keys = keys_of(frontend, http, server.url)
-        predict = TorchServeClient(http, server.url, keys=keys)
+        predict = TorchServeClient(channel, keys=keys)
         await predict(REQUEST)
         frontend.start()
         keys._signature = keys._sign()
@@ -163,8 +163,8 @@ async def test_a_short_lived_key_lives_two_thirds_of_its_life(frontend: Frontend
 
 
 async def test_many_who_find_a_key_expired_renew_it_once(frontend: Frontend) -> None:
-    async with serving(frontend) as server, client() as http:
-        predict = TorchServeClient(http, server.url, keys=keys_of(frontend, http, server.url))
+    async with serving(frontend) as server, client() as http, channel_to(server.url) as channel:
+        predict = TorchServeClient(channel, keys=keys_of(frontend, http, server.url))
         await predict(REQUEST)
         frontend.expire()
         await asyncio.gather(*(predict(REQUEST) for _ in range(20)))
@@ -174,8 +174,8 @@ async def test_many_who_find_a_key_expired_renew_it_once(frontend: Frontend) -> 
 
 
 async def test_a_key_that_is_refused_though_the_file_holds_it_is_renewed(frontend: Frontend) -> None:
-    async with serving(frontend) as server, client() as http:
-        predict = TorchServeClient(http, server.url, keys=keys_of(frontend, http, server.url))
+    async with serving(frontend) as server, client() as http, channel_to(server.url) as channel:
+        predict = TorchServeClient(channel, keys=keys_of(frontend, http, server.url))
         frontend.make("inference")
         await predict(REQUEST)
 
@@ -192,10 +192,8 @@ async def test_a_key_that_another_process_renewed_is_not_renewed_again(frontend:
 
 
 async def test_processes_that_renew_at_the_same_moment_fail_no_request(frontend: Frontend) -> None:
-    async with serving(frontend) as server, client() as http:
-        gateways = [
-            TorchServeClient(http, server.url, keys=keys_of(frontend, http, server.url)) for _ in range(2)
-        ]
+    async with serving(frontend) as server, client() as http, channel_to(server.url) as channel:
+        gateways = [TorchServeClient(channel, keys=keys_of(frontend, http, server.url)) for _ in range(2)]
         for _ in range(10):
             frontend.expire()
             await asyncio.gather(*(predict(REQUEST) for predict in gateways for _ in range(5)))
@@ -204,31 +202,31 @@ async def test_processes_that_renew_at_the_same_moment_fail_no_request(frontend:
 
 
 async def test_a_server_that_refuses_every_key_is_at_fault_and_the_caller_is_not(frontend: Frontend) -> None:
-    async with serving(refuse) as server, client() as http:
+    async with serving(refuse) as server, client() as http, channel_to(server.url) as channel:
         keys = keys_of(frontend, http, None)
         with pytest.raises(ServerFault, match="refused our key"):
-            await TorchServeClient(http, server.url, keys=keys)(REQUEST)
+            await TorchServeClient(channel, keys=keys)(REQUEST)
         assert len(server.received) == 1
 
         async with serving(frontend) as management:
             keys = keys_of(frontend, http, management.url)
             with pytest.raises(ServerFault, match="refused our key"):
-                await TorchServeClient(http, server.url, keys=keys)(REQUEST)
+                await TorchServeClient(channel, keys=keys)(REQUEST)
         assert frontend.renewed == 2
 
 
 async def test_a_server_that_does_not_renew_says_what_to_check(frontend: Frontend) -> None:
-    async with serving(refuse) as server, client() as http:
+    async with serving(refuse) as server, client() as http, channel_to(server.url) as channel:
         with pytest.raises(ServerFault, match="key file and management address"):
-            await TorchServeClient(http, server.url, keys=keys_of(frontend, http, server.url))(REQUEST)
+            await TorchServeClient(channel, keys=keys_of(frontend, http, server.url))(REQUEST)
 
 
 async def test_a_missing_file_says_what_to_do_and_is_read_when_it_appears(
     frontend: Frontend, caplog: pytest.LogCaptureFixture
 ) -> None:
     frontend.path.unlink()
-    async with serving(frontend) as server, client() as http:
-        predict = TorchServeClient(http, server.url, keys=keys_of(frontend, http, server.url))
+    async with serving(frontend) as server, client() as http, channel_to(server.url) as channel:
+        predict = TorchServeClient(channel, keys=keys_of(frontend, http, server.url))
         for _ in range(3):
             with pytest.raises(ServerFault, match="key file is missing or cannot be read") as raised:
                 await predict(REQUEST)
@@ -264,8 +262,8 @@ async def test_a_file_that_is_not_torchserves_is_none_and_its_content_is_not_tol
 
 
 async def test_the_last_keys_are_used_while_the_file_is_being_written(frontend: Frontend) -> None:
-    async with serving(frontend) as server, client() as http:
-        predict = TorchServeClient(http, server.url, keys=keys_of(frontend, http, server.url))
+    async with serving(frontend) as server, client() as http, channel_to(server.url) as channel:
+        predict = TorchServeClient(channel, keys=keys_of(frontend, http, server.url))
         await predict(REQUEST)
         frontend.path.write_text("")
         await predict(REQUEST)
@@ -278,8 +276,13 @@ async def test_the_last_keys_are_used_while_the_file_is_being_written(frontend: 
 async def test_a_key_that_still_works_is_used_while_it_cannot_be_renewed(
     frontend: Frontend, caplog: pytest.LogCaptureFixture
 ) -> None:
-    async with serving(refuse) as management, serving(frontend) as server, client() as http:
-        predict = TorchServeClient(http, server.url, keys=keys_of(frontend, http, management.url))
+    async with (
+        serving(refuse) as management,
+        serving(frontend) as server,
+        client() as http,
+        channel_to(server.url) as channel,
+    ):
+        predict = TorchServeClient(channel, keys=keys_of(frontend, http, management.url))
         await predict(REQUEST)
         frontend.clock.seconds += 3580
         for _ in range(3):
@@ -297,8 +300,13 @@ async def test_a_renewal_that_hangs_holds_up_one_request(
     frontend: Frontend, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(key_file, "EARLY_RENEWAL_SECONDS", 60)
-    async with serving(hang) as management, serving(frontend) as server, client() as http:
-        predict = TorchServeClient(http, server.url, keys=keys_of(frontend, http, management.url))
+    async with (
+        serving(hang) as management,
+        serving(frontend) as server,
+        client() as http,
+        channel_to(server.url) as channel,
+    ):
+        predict = TorchServeClient(channel, keys=keys_of(frontend, http, management.url))
         await predict(REQUEST)
         frontend.clock.seconds += 3580
         held_up = asyncio.create_task(predict(REQUEST))
@@ -315,9 +323,14 @@ async def test_a_renewal_that_hangs_does_not_hold_it_up_for_long(
     frontend: Frontend, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(key_file, "EARLY_RENEWAL_SECONDS", 0.01)
-    async with serving(hang) as management, serving(frontend) as server, client(seconds=60) as http:
+    async with (
+        serving(hang) as management,
+        serving(frontend) as server,
+        client(seconds=60) as http,
+        channel_to(server.url) as channel,
+    ):
         keys = KeyFile(frontend.path, http=http, management=management.url, seconds=60, now=frontend.clock)
-        predict = TorchServeClient(http, server.url, keys=keys)
+        predict = TorchServeClient(channel, keys=keys)
         await predict(REQUEST)
         frontend.clock.seconds += 3580
         async with asyncio.timeout(5):
@@ -335,11 +348,13 @@ async def test_a_caller_who_leaves_while_the_key_is_renewed_leaves_it_to_the_nex
             await asyncio.Event().wait()
         return await frontend(request)
 
-    async with serving(slow_once) as server, client() as http:
-        predict = TorchServeClient(http, server.url, keys=keys_of(frontend, http, server.url))
+    async with serving(slow_once) as server, client() as http, channel_to(server.url) as channel:
+        predict = TorchServeClient(channel, keys=keys_of(frontend, http, server.url))
         frontend.make("inference")
-        first, second = (asyncio.create_task(predict(REQUEST)) for _ in range(2))
+        first = asyncio.create_task(predict(REQUEST))
         await begun.wait()
+        second = asyncio.create_task(predict(REQUEST))
+        await server.until(lambda: len(server.received) == 3)
         first.cancel()
         await second
 
@@ -358,9 +373,9 @@ async def test_no_key_shows_in_what_may_be_logged(
     frontend: Frontend, caplog: pytest.LogCaptureFixture
 ) -> None:
     caplog.set_level(logging.INFO)
-    async with serving(frontend) as server, client() as http:
+    async with serving(frontend) as server, client() as http, channel_to(server.url) as channel:
         keys = keys_of(frontend, http, server.url)
-        await TorchServeClient(http, server.url, keys=keys)(REQUEST)
+        await TorchServeClient(channel, keys=keys)(REQUEST)
 
     assert "inference-1" not in f"{keys!r} {keys._keys!r} {caplog.text}"
 

@@ -1,0 +1,253 @@
+"""The short way through uvicorn, on real sockets: it must not be seen from outside."""
+
+from __future__ import annotations
+
+import asyncio
+import json
+import logging
+from contextlib import asynccontextmanager, contextmanager
+from typing import TYPE_CHECKING, Any
+
+import pytest
+import uvicorn
+from uvicorn.protocols.http.httptools_impl import HttpToolsProtocol
+
+from interface import main
+from interface.http.protocol import GatewayProtocol
+
+if TYPE_CHECKING:
+    from collections.abc import AsyncIterator, Callable, Iterator
+
+    from fastapi import FastAPI
+
+    from tests.fakes import FakeServer
+
+BODY = b'{"model_name": "m", "instances": ["x"]}'
+ANSWER = {"model_name": "m", "model_version": "1.0", "predictions": ["a:m/1.0:x"]}
+
+
+class Caller:
+    """One connection, byte by byte."""
+
+    def __init__(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        self.reader, self.writer = reader, writer
+
+    def send(self, data: bytes) -> None:
+        self.writer.write(data)
+
+    async def answer(self) -> tuple[int, dict[str, str], Any]:
+        async with asyncio.timeout(5):
+            head = (await self.reader.readuntil(b"\r\n\r\n")).decode().splitlines()
+            headers = dict(line.lower().split(": ", 1) for line in head[1:] if line)
+            body = await self.reader.readexactly(int(headers["content-length"]))
+        return int(head[0].split()[1]), headers, json.loads(body)
+
+    async def ended(self) -> bool:
+        async with asyncio.timeout(5):
+            return await self.reader.read() == b""
+
+
+async def happened(event: Callable[[], object]) -> None:
+    async with asyncio.timeout(5):
+        while not event():  # noqa: ASYNC110  (nobody sets an Event for it)
+            await asyncio.sleep(0.001)
+
+
+def post(body: bytes = BODY, *headers: str, path: str = "/dispatch_model", version: str = "1.1") -> bytes:
+    lines = [f"POST {path} HTTP/{version}", "host: gateway", *headers]
+    if not any(line.startswith(("content-length", "transfer-encoding")) for line in headers):
+        lines.append(f"content-length: {len(body)}")
+    return "\r\n".join([*lines, "", ""]).encode() + body
+
+
+@pytest.fixture
+async def serving(app: FastAPI, monkeypatch: pytest.MonkeyPatch) -> AsyncIterator[uvicorn.Server]:
+    gateway = app.state.gateway
+
+    @asynccontextmanager
+    async def build(_settings: object) -> AsyncIterator[object]:
+        yield gateway
+
+    monkeypatch.setattr(main, "load", object)
+    monkeypatch.setattr(main, "build", build)
+    config = uvicorn.Config(app, port=0, http=GatewayProtocol, log_config=None, server_header=False)
+    server = uvicorn.Server(config)
+    monkeypatch.setattr(server, "capture_signals", _nothing_captured)
+    running = asyncio.create_task(server.serve())
+    await happened(lambda: server.started)
+    yield server
+    server.should_exit = True
+    await running
+
+
+@asynccontextmanager
+async def _connected(server: uvicorn.Server) -> AsyncIterator[Caller]:
+    host, port = server.servers[0].sockets[0].getsockname()[:2]
+    reader, writer = await asyncio.open_connection(host, port)
+    yield Caller(reader, writer)
+    writer.close()
+
+
+@pytest.fixture
+async def caller(serving: uvicorn.Server) -> AsyncIterator[Caller]:
+    async with _connected(serving) as caller:
+        yield caller
+
+
+async def test_a_plain_post_takes_the_short_way(caller: Caller, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(HttpToolsProtocol, "on_headers_complete", _not_this_way)
+
+    caller.send(post())
+
+    assert (await caller.answer())[2] == ANSWER
+
+
+@pytest.mark.parametrize(
+    "request_bytes",
+    [
+        post(BODY),
+        post(BODY, path="/dispatch_model/"),
+        post(BODY, path="/dispatch_model?x=1"),
+        post(b"27\r\n" + BODY + b"\r\n0\r\n\r\n", "transfer-encoding: chunked"),
+        post(BODY + b" " * 9_000),
+    ],
+)
+async def test_both_ways_give_the_same_answer(caller: Caller, request_bytes: bytes) -> None:
+    caller.send(request_bytes)
+
+    status, headers, body = await caller.answer()
+
+    assert (status, body) == (200, ANSWER)
+    assert headers.keys() == {"date", "content-type", "content-length", "x-request-id", "server-timing"}
+    assert headers["content-type"] == "application/json"
+
+
+@pytest.mark.parametrize("path", ["/dispatch_model", "/dispatch_model?asgi"])
+@pytest.mark.parametrize(
+    ("body", "headers", "status"),
+    [
+        (b"{", [], 400),
+        (b"{}", [], 422),
+        (b'{"model_name": "nope", "instances": [1]}', [], 404),
+        (BODY, ["x-request-timeout: soon"], 422),
+        (b"[" * 20_000, [], 413),
+    ],
+)
+async def test_both_ways_refuse_alike(
+    caller: Caller, path: str, body: bytes, headers: list[str], status: int
+) -> None:
+    caller.send(post(body, "x-request-id: r-1", *headers, path=path))
+
+    found, told, problem = await caller.answer()
+
+    assert (found, problem["status"], problem["instance"]) == (status, status, "r-1")
+    assert (told["content-type"], told["x-request-id"]) == ("application/problem+json", "r-1")
+
+
+async def test_a_connection_serves_many_requests(caller: Caller) -> None:
+    for _ in range(3):
+        caller.send(post())
+        assert (await caller.answer())[0] == 200
+
+
+async def test_a_body_may_come_in_pieces(caller: Caller) -> None:
+    request = post()
+    for i in range(0, len(request), 7):
+        caller.send(request[i : i + 7])
+        await asyncio.sleep(0)
+
+    assert (await caller.answer())[2] == ANSWER
+
+
+async def test_pipelined_requests_are_answered_in_order(caller: Caller, server: FakeServer) -> None:
+    server.seconds = 0.02
+    caller.send(post() + post(b'{"model_name": "m", "instances": ["y"]}') + post(b"{"))
+
+    answers = [await caller.answer() for _ in range(3)]
+
+    assert [status for status, _, _ in answers] == [200, 200, 400]
+    assert [body.get("predictions") for _, _, body in answers] == [["a:m/1.0:x"], ["a:m/1.0:y"], None]
+
+
+@pytest.mark.parametrize("request_bytes", [post(BODY, "connection: close"), post(BODY, version="1.0")])
+async def test_a_connection_that_is_not_kept_is_closed(caller: Caller, request_bytes: bytes) -> None:
+    caller.send(request_bytes)
+
+    _, headers, body = await caller.answer()
+
+    assert (body, headers["connection"]) == (ANSWER, "close")
+    assert await caller.ended()
+
+
+async def test_a_caller_who_leaves_cancels_what_nobody_else_waits_for(
+    caller: Caller, server: FakeServer, caplog: pytest.LogCaptureFixture
+) -> None:
+    server.seconds = 60.0
+    caller.send(post())
+    await happened(lambda: server.asked)
+
+    with caplog.at_level(logging.INFO, "dispatcher.access"):
+        caller.writer.close()
+        await happened(lambda: caplog.records)
+
+    assert server.cancelled == 1
+    assert [record.__dict__["fields"]["status"] for record in caplog.records] == [499]
+
+
+async def test_a_body_that_does_not_come_is_not_waited_for(caller: Caller) -> None:
+    caller.send(post(BODY, "x-request-timeout: 0.05")[:-1])
+
+    status, headers, problem = await caller.answer()
+
+    assert (status, problem["type"], headers["connection"]) == (504, "/problems/deadline-exceeded", "close")
+    assert await caller.ended()
+
+
+async def test_who_waits_to_be_asked_for_the_body_is_asked(caller: Caller) -> None:
+    request = post(BODY, "expect: 100-continue")
+    caller.send(request[: -len(BODY)])
+
+    async with asyncio.timeout(5):
+        assert await caller.reader.readuntil(b"\r\n\r\n") == b"HTTP/1.1 100 Continue\r\n\r\n"
+    caller.send(BODY)
+    assert (await caller.answer())[2] == ANSWER
+
+
+async def test_our_own_mistake_is_a_problem_and_is_logged(
+    caller: Caller, app: FastAPI, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    monkeypatch.setattr(type(app.state.gateway.predictions), "predict", _broken)
+    caller.send(post())
+
+    status, _, problem = await caller.answer()
+
+    assert (status, problem["type"]) == (500, "/problems/internal-error")
+    assert "a secret" not in json.dumps(problem)
+    assert any(record.exc_info for record in caplog.records)
+
+
+async def test_a_request_in_flight_is_answered_before_the_gateway_stops(
+    serving: uvicorn.Server, server: FakeServer
+) -> None:
+    server.seconds = 0.3
+    async with _connected(serving) as caller:
+        caller.send(post())
+        await happened(lambda: server.asked)
+        serving.should_exit = True
+
+        status, headers, _ = await caller.answer()
+
+    assert (status, headers["connection"]) == (200, "close")
+
+
+@contextmanager
+def _nothing_captured() -> Iterator[None]:
+    yield
+
+
+def _not_this_way(_protocol: object) -> None:
+    pytest.fail("this request went uvicorn's way")
+
+
+async def _broken(_service: object, _request: object) -> None:
+    raise RuntimeError("a secret")

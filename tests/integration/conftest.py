@@ -1,0 +1,31 @@
+"""Real Redis servers."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+import pytest
+
+from tests.integration.redis_server import RunningRedis
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator
+    from pathlib import Path
+
+
+@pytest.fixture(scope="session")
+def redis(tmp_path_factory: pytest.TempPathFactory) -> Iterator[RunningRedis]:
+    """One for all tests that leave it running; what is stored there is theirs by their own keys."""
+    running = RunningRedis(tmp_path_factory.mktemp("redis"))
+    running.start()
+    yield running
+    running.stop()
+
+
+@pytest.fixture
+def own_redis(tmp_path: Path) -> Iterator[RunningRedis]:
+    """One for a test that kills or pauses it."""
+    running = RunningRedis(tmp_path)
+    running.start()
+    yield running
+    running.stop()
