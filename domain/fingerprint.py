@@ -8,9 +8,7 @@ from hashlib import blake2b
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
-    from collections.abc import Mapping
-
-    from domain.prediction import Json, ModelRef, PredictionRequest
+    from domain.prediction import Json, PredictionRequest
 
 SIZE = 16  # bytes: two of 2**53 questions share a fingerprint with a probability below 10**-6
 
@@ -24,21 +22,22 @@ def fingerprints(request: PredictionRequest) -> tuple[bytes, ...]:
     """
     if request.fingerprints:
         return request.fingerprints
-    question = _question(request.partition, request.model, request.parameters)
-    return tuple(_fingerprint(question, instance) for instance in request.instances)
-
-
-def _question(partition: str, model: ModelRef, parameters: Mapping[str, Json]) -> blake2b:
-    return _hash(partition, model.name, model.version, _canonical(parameters) if parameters else "")
+    question = _question(request.partition, request.model.name, request.model.version)
+    if request.parameters:
+        question = _continued(question, request.parameters)  # an object: it ends where the instance begins
+    return tuple([_continued(question, instance).digest() for instance in request.instances])
 
 
 @lru_cache(maxsize=256)
-def _hash(partition: str, name: str, version: str | None, parameters: str) -> blake2b:
-    """All but the instance, hashed so far; the parts are told apart by their lengths, as JSON strings are."""
-    return blake2b(_canonical([partition, name, version, parameters]).encode(), digest_size=SIZE)
+def _question(partition: str, name: str, version: str | None) -> blake2b:
+    """What most requests have in common, hashed so far; as one JSON list, so that its parts stay apart.
+
+    Without the parameters: a caller could fill the memory with theirs.
+    """
+    return blake2b(_canonical([partition, name, version]).encode(), digest_size=SIZE)
 
 
-def _fingerprint(question: blake2b, instance: Json) -> bytes:
+def _continued(question: blake2b, value: Json) -> blake2b:
     hashed = question.copy()
-    hashed.update(_canonical(instance).encode())
-    return hashed.digest()
+    hashed.update(_canonical(value).encode())
+    return hashed

@@ -8,7 +8,7 @@ from domain.fingerprint import fingerprints
 from domain.prediction import CacheUse, PredictionResult, Refusal
 
 if TYPE_CHECKING:
-    from collections.abc import Sequence
+    from collections.abc import Mapping, Sequence
 
     from domain.ports import Cached, PredictionCache, Predictor
     from domain.prediction import Prediction, PredictionRequest
@@ -28,55 +28,39 @@ class Caching:
 
     async def __call__(self, request: PredictionRequest) -> PredictionResult:
         keys = fingerprints(request)
-        known: Sequence[Cached | None] = ()
+        known: Sequence[Cached | None] = (None,) * len(keys)
         if request.cache.read:
             known = await self._cache.get(keys)
-            if None not in known:
-                return _all_known(request, known)
-        missing = [i for i in range(len(keys)) if not known or known[i] is None]
-        result = await self._inner(request.only(missing, keys))
-        stored = await self._remember(request, [keys[i] for i in missing], result)
-        return self._completed(request, known, missing, result, stored=stored)
+        missing = {keys[i]: i for i, each in enumerate(known) if each is None}
+        if not missing:
+            return _all_known(request, known)
+        result = await self._inner(request.only(missing.values(), keys))
+        new = dict(zip(missing, result.predictions, strict=True))
+        stays = await self._remember(request, new, result.cache)
+        found = [each.ttl for each in known if each is not None]
+        ttls = found if stays is None else [*found, stays]
+        predictions = tuple(
+            [new[key] if each is None else each.prediction for key, each in zip(keys, known, strict=True)]
+        )
+        use = CacheUse(
+            len(found), len(keys), min(ttls, default=None), stays is not None, not request.cache.read
+        )
+        return PredictionResult(result.model, predictions, result.server_seconds, use, result.collapsed)
 
     async def _remember(
-        self, request: PredictionRequest, keys: Sequence[bytes], result: PredictionResult
-    ) -> bool:
-        """Whether the cache now has all that `result` says."""
-        if result.cache is not None and result.cache.stored:
-            return True
-        good = {k: p for k, p in zip(keys, result.predictions, strict=True) if not isinstance(p, Refusal)}
-        if not (good and request.cache.store):
-            return False
-        return await self._cache.put(good, self._ttl) and len(good) == len(set(keys))
-
-    def _completed(
-        self,
-        request: PredictionRequest,
-        known: Sequence[Cached | None],
-        missing: Sequence[int],
-        result: PredictionResult,
-        *,
-        stored: bool,
-    ) -> PredictionResult:
-        new = dict(zip(missing, result.predictions, strict=True))
-        found = {i: each for i, each in enumerate(known) if each is not None}
-        predictions: list[Prediction] = [
-            new[i] if i in new else found[i].prediction for i in range(len(request.instances))
-        ]
-        ttls = [each.ttl for each in found.values()] + ([self._ttl] if stored else [])
-        use = CacheUse(
-            hits=len(found),
-            of=len(predictions),
-            ttl=min(ttls, default=None),
-            stored=stored,
-            bypassed=not request.cache.read,
-        )
-        return PredictionResult(
-            result.model, tuple(predictions), result.server_seconds, use, result.collapsed
-        )
+        self, request: PredictionRequest, new: Mapping[bytes, Prediction], use: CacheUse | None
+    ) -> float | None:
+        """For how many seconds the cache now has all of `new`; None where it lacks some."""
+        if not request.cache.store:
+            return None
+        if use is not None and use.stored:
+            return use.ttl  # who was asked has put it there
+        good = {key: each for key, each in new.items() if not isinstance(each, Refusal)}
+        stored = bool(good) and await self._cache.put(good, self._ttl)
+        return self._ttl if stored and len(good) == len(new) else None
 
 
 def _all_known(request: PredictionRequest, known: Sequence[Cached | None]) -> PredictionResult:
     found = [each for each in known if each is not None]
-    use = CacheUse(len(found), len(found), min(each.ttl for each in found))
-    return PredictionResult(request.model, tuple(each.prediction for each in found), 0.0, use)
+    use = CacheUse(len(found), len(found), min([each.ttl for each in found]))
+    return PredictionResult(request.model, tuple([each.prediction for each in found]), 0.0, use)

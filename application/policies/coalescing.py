@@ -3,21 +3,25 @@
 from __future__ import annotations
 
 import asyncio
+import math
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
 
 from application.tasks import start
 from domain.errors import DeadlineExceeded, Overloaded
 from domain.fingerprint import fingerprints
-from domain.prediction import PredictionResult
+from domain.prediction import CacheUse, PredictionResult
 
 if TYPE_CHECKING:
-    from collections.abc import Iterable
+    from collections.abc import Iterable, Mapping, Sequence
+    from types import TracebackType
 
     from domain.ports import Predictor
     from domain.prediction import Prediction, PredictionRequest
 
-    Landing = asyncio.Future[dict[bytes, Prediction]]
+    Seat = asyncio.Future[None]
+
+OUT_OF_TIME = (DeadlineExceeded, Overloaded)  # who has more time may fare better
 
 
 class Coalescing:
@@ -25,7 +29,7 @@ class Coalescing:
 
     A request joins the flights that carry its instances and starts one for the others. A flight outlives
     the caller who started it, and is cancelled when its last passenger leaves. Who joined a flight that
-    fails for a reason of its own asks again.
+    failed for a reason of its own asks again, once.
     Source: Go's `singleflight`, nginx's `proxy_cache_lock`.
     """
 
@@ -38,110 +42,162 @@ class Coalescing:
             return await self._inner(request)  # who wants to hear the model itself joins nobody
         keys = fingerprints(request)
         places = {key: place for place, key in enumerate(keys)}
-        landed: dict[bytes, Prediction] = {}
-        seconds, joined = 0.0, False
-        while missing := [key for key in places if key not in landed]:
-            own, boarded = self._board(request, keys, [places[key] for key in missing])
-            joined = joined or len(boarded) > (own is not None)
-            try:
-                for flight, landing in boarded.items():
-                    try:
-                        landed |= await landing
-                    except Exception as error:
-                        if flight is own or flight.failed_for(request, error):
-                            raise
-                    seconds = max(seconds, flight.server_seconds)
-            finally:
-                for flight, landing in boarded.items():
-                    flight.leave(landing)
-        predictions = tuple(landed[key] for key in keys)
-        return PredictionResult(request.model, predictions, seconds, None, joined)
+        flights = self._choose(request, keys, places, again=False)
+        joined = await self._travel(request, keys, dict.fromkeys(flights.values()))
+        failed = {key: places[key] for key, flight in flights.items() if flight.error is not None}
+        if failed:
+            others = self._choose(request, keys, failed, again=True)
+            await self._travel(request, keys, dict.fromkeys(others.values()))
+            flights |= others
+        if not joined and len(flights) == len(keys):
+            return flights[keys[0]].result
+        return _answer(keys, flights, joined=joined)
 
-    def _board(
-        self, request: PredictionRequest, keys: tuple[bytes, ...], missing: Iterable[int]
-    ) -> tuple[_Flight | None, dict[_Flight, Landing]]:
-        """A seat on every flight that carries a `missing` instance; the first of the two is a new flight."""
-        loop = asyncio.get_running_loop()
-        boarded: dict[_Flight, Landing] = {}
-        alone: list[int] = []
-        for place in missing:
-            flight = self._flights.get(keys[place])
-            if flight is None or not flight.carries_for(request):
-                alone.append(place)
-            elif flight not in boarded:
-                boarded[flight] = flight.board(loop)
-        if not alone:
-            return None, boarded
-        own = _Flight(request.only(alone, keys))
-        boarded[own] = own.board(loop)
-        self._flights.update(dict.fromkeys(own.request.fingerprints, own))
-        own.task = start(self._fly(own))
-        return own, boarded
+    def _choose(
+        self, request: PredictionRequest, keys: tuple[bytes, ...], places: Mapping[bytes, int], *, again: bool
+    ) -> dict[bytes, _Flight]:
+        """A flight for each of `places`: one that is under way, else a new one for all that remain.
+
+        Who asks `again` joins only a flight whose failure would be final, lest it goes on and on.
+        """
+        under_way = {key: self._flights[key] for key in places if key in self._flights}
+        joined = {
+            flight
+            for flight in set(under_way.values())
+            if flight.carries(request) and (not again or flight.speaks_for(request, keys))
+        }
+        chosen = {key: flight for key, flight in under_way.items() if flight in joined}
+        alone = [place for key, place in places.items() if key not in chosen]
+        if alone:
+            # As many fingerprints as it needs: it has them, in order, and none twice.
+            same = len(alone) == len(request.fingerprints)
+            own = _Flight(request if same else request.only(alone, keys))
+            for key in own.request.fingerprints:
+                chosen[key] = self._flights[key] = own
+        return chosen
+
+    async def _travel(
+        self, request: PredictionRequest, keys: Sequence[bytes], flights: Iterable[_Flight]
+    ) -> bool:
+        """Sit on all `flights` until they are over; whether one was under way already.
+
+        Raises the error of one that failed, unless it failed for a reason of its own.
+        """
+        seats = {flight: flight.board(request) for flight in flights}
+        joined = False
+        for flight in seats:
+            joined = joined or flight.task is not None
+            flight.task = flight.task or start(self._fly(flight))
+        try:
+            for flight, seat in seats.items():
+                await seat
+                if flight.error is not None and flight.failed_for(request, keys):
+                    raise flight.error.with_traceback(flight.traceback)
+        finally:
+            for flight, seat in seats.items():
+                self._leave(flight, seat)
+        return joined
 
     async def _fly(self, flight: _Flight) -> None:
         try:
-            result = await self._inner(flight.request)
-        except Exception as error:  # noqa: BLE001  (every passenger raises it)
+            flight.land(await self._inner(flight.request))
+        except Exception as error:  # noqa: BLE001  (its passengers raise it)
             flight.crash(error)
-        else:
-            flight.land(result)
         finally:
-            for key in flight.request.fingerprints:
-                if self._flights.get(key) is flight:
-                    del self._flights[key]
-            flight.end()
+            self._forget(flight)
+            flight.wake()
+
+    def _leave(self, flight: _Flight, seat: Seat) -> None:
+        """The passenger is answered, or wants no answer any more."""
+        del flight.passengers[seat]
+        if not flight.passengers and flight.task is not None and not flight.task.done():
+            self._forget(flight)  # before it has ended: nobody may board what is being cancelled
+            flight.task.cancel()
+
+    def _forget(self, flight: _Flight) -> None:
+        for key in flight.request.fingerprints:
+            if self._flights.get(key) is flight:
+                del self._flights[key]
 
 
 @dataclass(slots=True, eq=False)
 class _Flight:
-    """Work that has begun, and who waits for it: it belongs to nobody."""
+    """Work that has begun, and who waits for it: it belongs to nobody.
+
+    `passengers` says until when each of them waits.
+    """
 
     request: PredictionRequest
-    passengers: set[Landing] = field(default_factory=set)
+    passengers: dict[Seat, float] = field(default_factory=dict)
     task: asyncio.Task[None] | None = None
-    server_seconds: float = 0.0
+    result: PredictionResult = field(init=False)
+    predictions: Mapping[bytes, Prediction] = field(default_factory=dict)
+    error: Exception | None = None
+    traceback: TracebackType | None = None
 
-    def carries_for(self, request: PredictionRequest) -> bool:
+    def carries(self, request: PredictionRequest) -> bool:
         """Whether `request` may join: interactive work does not wait where bulk work does."""
         return request.bulk or not self.request.bulk
 
-    def failed_for(self, request: PredictionRequest, error: Exception) -> bool:
-        """Whether `request` would have failed with `error`, too, had it gone alone.
+    def speaks_for(self, request: PredictionRequest, keys: Sequence[bytes]) -> bool:
+        """Whether any failure of it would be one of `request`, too, had that gone alone."""
+        return self._asks_no_more_than(request, keys) and self._is_as_patient_as(request)
+
+    def failed_for(self, request: PredictionRequest, keys: Sequence[bytes]) -> bool:
+        """Whether `request` would have failed with the same error had it gone alone.
 
         Not where it was another server that was named, other instances that were on board,
-        or the time of others that was over.
+        or a shorter time that was over.
         """
-        own = self.request
-        if own.server != request.server or len(own.instances) > 1:
+        if not self._asks_no_more_than(request, keys):
             return False
-        return not isinstance(error, (DeadlineExceeded, Overloaded)) or own.deadline == request.deadline
+        return not isinstance(self.error, OUT_OF_TIME) or self._is_as_patient_as(request)
 
-    def board(self, loop: asyncio.AbstractEventLoop) -> Landing:
-        landing: Landing = loop.create_future()
-        self.passengers.add(landing)
-        return landing
+    def _asks_no_more_than(self, request: PredictionRequest, keys: Sequence[bytes]) -> bool:
+        return self.request.server == request.server and set(keys).issuperset(self.request.fingerprints)
 
-    def leave(self, landing: Landing) -> None:
-        """The passenger is answered, or wants no answer any more."""
-        self.passengers.discard(landing)
-        if landing.done() and not landing.cancelled():
-            landing.exception()  # it may have failed while its passenger waited for another
-        if not self.passengers and self.task is not None:
-            self.task.cancel()  # which does nothing where it has landed
+    def _is_as_patient_as(self, request: PredictionRequest) -> bool:
+        return _patience(self.request) >= _patience(request)
+
+    def board(self, request: PredictionRequest) -> Seat:
+        seat: Seat = asyncio.get_running_loop().create_future()
+        self.passengers[seat] = _patience(request)
+        return seat
 
     def land(self, result: PredictionResult) -> None:
-        self.server_seconds = result.server_seconds
-        found = dict(zip(self.request.fingerprints, result.predictions, strict=True))
-        for landing in self.passengers:
-            if not landing.done():
-                landing.set_result(found)
+        self.predictions = dict(zip(self.request.fingerprints, result.predictions, strict=True))
+        self.result = result
 
     def crash(self, error: Exception) -> None:
-        for landing in self.passengers:
-            if not landing.done():
-                landing.set_exception(error)
+        self.error = error
+        self.traceback = error.__traceback__  # else each passenger who raises it would add its own
 
-    def end(self) -> None:
-        """Nobody stays behind on a flight that was cancelled."""
-        for landing in self.passengers:
-            landing.cancel()
+    def wake(self) -> None:
+        """The most patient first: the others can join it where they ask again."""
+        cancelled = not self.predictions and self.error is None
+        for seat in sorted(self.passengers, key=self.passengers.__getitem__, reverse=True):
+            if cancelled:
+                seat.cancel()
+            elif not seat.done():
+                seat.set_result(None)
+
+
+def _patience(request: PredictionRequest) -> float:
+    return math.inf if request.deadline is None else request.deadline
+
+
+def _answer(keys: Sequence[bytes], flights: Mapping[bytes, _Flight], *, joined: bool) -> PredictionResult:
+    """Put together from what all `flights` brought."""
+    results = [flight.result for flight in dict.fromkeys(flights.values())]
+    uses = [result.cache for result in results if result.cache is not None and result.cache.stored]
+    use = None
+    if len(uses) == len(results):
+        ttls = [each.ttl for each in uses if each.ttl is not None]
+        use = CacheUse(0, len(keys), min(ttls, default=None), stored=True)
+    return PredictionResult(
+        results[0].model,
+        tuple([flights[key].predictions[key] for key in keys]),
+        max([result.server_seconds for result in results]),
+        use,
+        joined or any(result.collapsed for result in results),
+    )

@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
+import math
 from typing import TYPE_CHECKING
 
 from domain.fingerprint import fingerprints
 from domain.prediction import CacheUse, PredictionResult, Refusal
 
 if TYPE_CHECKING:
-    from collections.abc import Sequence
+    from collections.abc import Iterable, Sequence
 
     from domain.ports import Leases, PredictionCache, Predictor
     from domain.prediction import Prediction, PredictionRequest
@@ -32,13 +33,14 @@ class Leasing:
     async def __call__(self, request: PredictionRequest) -> PredictionResult:
         if not (request.cache.read and request.cache.store):
             return await self._inner(request)  # there would be no answer for the others
+        if request.bulk:
+            return await self._inner(request)  # interactive work would wait for its lease
         work = _Work(request, fingerprints(request))
         while missing := work.missing():
             mine = await self._leases.take(missing)
             if mine:
                 await self._do(work, [key for key in missing if key in mine])
-            others = work.missing()
-            if others:
+            if others := work.missing():
                 await self._leases.wait(others)
                 await self._look(work, others)
         return work.result()
@@ -47,22 +49,26 @@ class Leasing:
         """Ask the model for what is `mine`, unless the last holder did so just before."""
         try:
             await self._look(work, mine)
-            missing = work.missing(mine)
-            if missing:
+            if missing := work.missing(mine):
                 result = await self._inner(work.part(missing))
                 work.landed(missing, result)
-                answered = zip(missing, result.predictions, strict=True)
-                good = {key: each for key, each in answered if not isinstance(each, Refusal)}
-                stored = bool(good) and await self._cache.put(good, self._ttl)
-                work.stored = work.stored and stored and len(good) == len(missing)
+                work.remembered(await self._remember(missing, result))
         finally:
             await self._leases.give_back(mine)
+
+    async def _remember(self, keys: Sequence[bytes], result: PredictionResult) -> float | None:
+        """For how many seconds the cache now has all of `result`; None where it lacks some."""
+        answered = zip(keys, result.predictions, strict=True)
+        good = {key: each for key, each in answered if not isinstance(each, Refusal)}
+        stored = bool(good) and await self._cache.put(good, self._ttl)
+        return self._ttl if stored and len(good) == len(keys) else None
 
     async def _look(self, work: _Work, keys: Sequence[bytes]) -> None:
         known = await self._cache.get(keys)
         for key, cached in zip(keys, known, strict=True):
             if cached is not None:
                 work.found[key] = cached.prediction
+                work.remembered(cached.ttl)
                 work.from_others = True
 
 
@@ -70,26 +76,36 @@ class _Work:
     """One request on its way: what is found so far, by fingerprint."""
 
     def __init__(self, request: PredictionRequest, keys: tuple[bytes, ...]) -> None:
-        self.request = request
         self.found: dict[bytes, Prediction] = {}
-        self.stored = True
         self.from_others = False
+        self._request = request
+        self._model = request.model
         self._keys = keys
         self._places = {key: place for place, key in enumerate(keys)}
         self._server_seconds = 0.0
+        self._stored = True
+        self._ttl = math.inf
 
-    def missing(self, among: Sequence[bytes] | None = None) -> list[bytes]:
+    def missing(self, among: Iterable[bytes] | None = None) -> list[bytes]:
         return [key for key in (self._places if among is None else among) if key not in self.found]
 
     def part(self, keys: Sequence[bytes]) -> PredictionRequest:
         """The request for the instances of `keys`."""
-        return self.request.only([self._places[key] for key in keys], self._keys)
+        return self._request.only([self._places[key] for key in keys], self._keys)
 
     def landed(self, keys: Sequence[bytes], result: PredictionResult) -> None:
         self.found.update(zip(keys, result.predictions, strict=True))
+        self._model = result.model
         self._server_seconds = max(self._server_seconds, result.server_seconds)
 
+    def remembered(self, ttl: float | None) -> None:
+        """Some of it stays in the cache for `ttl` seconds; None where it does not."""
+        if ttl is None:
+            self._stored = False
+        else:
+            self._ttl = min(self._ttl, ttl)
+
     def result(self) -> PredictionResult:
-        predictions = tuple(self.found[key] for key in self._keys)
-        use = CacheUse(0, len(predictions), stored=self.stored)
-        return PredictionResult(self.request.model, predictions, self._server_seconds, use, self.from_others)
+        predictions = tuple([self.found[key] for key in self._keys])
+        use = CacheUse(0, len(predictions), self._ttl if self._stored else None, self._stored)
+        return PredictionResult(self._model, predictions, self._server_seconds, use, self.from_others)
