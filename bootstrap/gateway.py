@@ -110,7 +110,7 @@ def _server(
     keys = KeyFile(server.key_file, http=http, management=management_url) if server.key_file else None
     channel = Channel(url)
     stack.push_async_callback(channel.aclose)
-    client = TorchServeClient(channel, keys=keys, payload=lambda model: settings.model(model).payload)
+    client = TorchServeClient(channel, keys=keys, payload=settings.payload)
     seconds = settings.health.probe_timeout
     probe: ServerProbe
     if management_url is None:

@@ -226,6 +226,11 @@ class Settings(BaseSettings):
     ) -> tuple[PydanticBaseSettingsSource, ...]:
         return init_settings, env_settings, TomlConfigSettingsSource(settings_cls, _config_path())
 
+    def payload(self, name: str) -> Literal["instances", "body"]:
+        """`model(name).payload`, cheaply: every request needs it."""
+        own = self.models.get(name)
+        return self.defaults.payload if own is None or "payload" not in own.model_fields_set else own.payload
+
     def model(self, name: str) -> ModelSettings:
         """How `name` is asked: its own table, completed from `defaults`."""
         own = self.models.get(name, ModelSettings())

@@ -41,6 +41,8 @@ class Coalescing:
         if not request.cache.read:
             return await self._inner(request)  # who wants to hear the model itself joins nobody
         keys = fingerprints(request)
+        if len(keys) == 1 and keys[0] not in self._flights:
+            return await self._lead(request, keys)
         places = {key: place for place, key in enumerate(keys)}
         flights = self._choose(request, keys, places, again=False)
         joined = await self._travel(request, keys, dict.fromkeys(flights.values()))
@@ -52,6 +54,20 @@ class Coalescing:
         if not joined and len(flights) == len(keys):
             return flights[keys[0]].result
         return _answer(keys, flights, joined=joined)
+
+    async def _lead(self, request: PredictionRequest, keys: tuple[bytes, ...]) -> PredictionResult:
+        """The usual case, without all that others need: one instance, and no flight that carries it."""
+        flight = _Flight(request if request.fingerprints else request.only((0,), keys))
+        seat = flight.board(request)
+        self._flights[keys[0]] = flight
+        flight.task = start(self._fly(flight))
+        try:
+            await seat
+        finally:
+            self._leave(flight, seat)
+        if flight.error is not None:
+            raise flight.error.with_traceback(flight.traceback)
+        return flight.result
 
     def _choose(
         self, request: PredictionRequest, keys: tuple[bytes, ...], places: Mapping[bytes, int], *, again: bool
@@ -175,7 +191,10 @@ class _Flight:
     def wake(self) -> None:
         """The most patient first: the others can join it where they ask again."""
         cancelled = not self.predictions and self.error is None
-        for seat in sorted(self.passengers, key=self.passengers.__getitem__, reverse=True):
+        seats: Iterable[Seat] = self.passengers
+        if len(self.passengers) > 1:
+            seats = sorted(seats, key=self.passengers.__getitem__, reverse=True)
+        for seat in seats:
             if cancelled:
                 seat.cancel()
             elif not seat.done():

@@ -1,0 +1,1 @@
+"""The gateways people write in an afternoon: small, ordinary and honest."""

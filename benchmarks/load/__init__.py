@@ -1,0 +1,1 @@
+"""The two kinds of load, and the texts they send."""

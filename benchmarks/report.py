@@ -1,0 +1,112 @@
+"""docs/benchmarks.md: written from what was measured, never by hand."""
+
+from __future__ import annotations
+
+from textwrap import indent
+from typing import TYPE_CHECKING
+
+from benchmarks import targets
+from benchmarks.groups import goodput, hits, memory, overhead, policies, real, startup
+from benchmarks.process import ROOT
+from benchmarks.servers import gateway
+from benchmarks.servers.torchserve import MODELS
+from benchmarks.tables import table
+
+if TYPE_CHECKING:
+    from collections.abc import Mapping
+
+    from benchmarks.results import Group
+
+PATH = ROOT / "docs" / "benchmarks.md"
+SECTIONS = {
+    **{each.NAME: each.render for each in (overhead, hits)},
+    **dict.fromkeys(MODELS, real.render),
+    **{each.NAME: each.render for each in (goodput, memory, startup, policies)},
+}
+
+HEAD = """\
+# Benchmarks
+
+Written by `make bench`; do not edit. The numbers are of one machine; compare within a table, not with others.
+
+## Targets
+"""
+
+CONFIGURATION = indent(gateway.toml(gateway.ALL, url="http://…").strip(), "  ")
+READING = f"""\
+## How to read this
+
+- Every number is the median of its rounds; in brackets the lowest and highest of them. Within a round all
+  sides are measured one after the other, so that a slow minute of the machine is slow for all.
+- *CPU µs/request* is processor time, user and kernel, of the side's own processes by their own CPU clocks,
+  divided by the requests answered. It says what a request costs whether or not the core was busy, and is
+  steadier than requests per second.
+- Under *Overhead*, *Cache hits*, *Memory*, *Start-up* and *What each policy costs*, the side under test is
+  pinned to one core, and load and stub to another; the idle sides stay up and cost nothing.
+- Access logs are off and connections kept alive on every side; each is one process on one core.
+- The gateway has one process, and this configuration; batches of one where *Overhead* and others say so:
+
+  ```toml
+{CONFIGURATION}
+  ```
+- Closed loop: a caller asks again when it is answered (wrk). It says how much can be had, and flatters
+  latencies under overload. Open loop: requests come when they come.
+
+## What is not measured
+
+Networks (everything is on loopback), GPUs, more than one gateway process, more than one TorchServe,
+large inputs, TLS, and tracing. The load shares the machine with what it measures.
+"""
+
+
+def write(groups: Mapping[str, Group]) -> None:
+    """Write the document from what has been measured so far."""
+    parts = [HEAD, targets.summary(groups), "", *_reservations(groups)]
+    for name, render in SECTIONS.items():
+        if name == MODELS[0] and not groups.keys().isdisjoint(MODELS):
+            parts.append(real.PROSE)
+        if name in groups:
+            parts += [render(groups[name]), "", _measured(groups[name]), ""]
+    parts += [READING, *_machine(groups)]
+    PATH.write_text("\n".join(parts), encoding="utf-8")
+
+
+def _reservations(groups: Mapping[str, Group]) -> list[str]:
+    unsound = [name for name, group in groups.items() if group.about.keys() & {"quick", "plain"}]
+    warning = f"**Not for quoting:** {', '.join(unsound)} (a quick look, or without the policies)."
+    missed = [f"- {target.what}. {reason(target.what)}" for target in targets.missed(groups)]
+    return [*([warning, ""] if unsound else []), *(["Missed:", "", *missed, ""] if missed else [])]
+
+
+REASONS: dict[str, str] = {}
+"""Why a target is missed, by the target's words; for people to fill in when they know."""
+
+
+def reason(what: str) -> str:
+    """Why this target is missed."""
+    return REASONS.get(what, "The reason is not known yet.")
+
+
+def _machine(groups: Mapping[str, Group]) -> list[str]:
+    """That of every group, where they are not of one machine."""
+    described: list[str] = []
+    for group in groups.values():
+        lines = table(["", ""], group.machine.items())
+        if lines not in described:
+            described += [
+                "",
+                f"## The machine of *{group.name}*" if described else "## The machine",
+                "",
+                lines,
+            ]
+    return [*described[1:], ""]
+
+
+def _measured(group: Group) -> str:
+    about = group.about
+    notes = [f"Measured {about['date']}", f"{about['rounds']} round{'s' if about['rounds'] != '1' else ''}"]
+    if "quick" in about:
+        notes.append("**a quick look, not a measurement**")
+    if "plain" in about:
+        notes.append("**without the policies that can be left out**")
+    return f"*{', '.join(notes)}.*"

@@ -1,0 +1,1 @@
+"""Everything that is measured, started as its own process."""
