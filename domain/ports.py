@@ -3,8 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import dataclass
-from typing import TYPE_CHECKING, Final, Protocol, TypeAlias
+from typing import TYPE_CHECKING, NamedTuple, Protocol, TypeAlias
 
 from domain.events import Event
 
@@ -33,12 +32,11 @@ class ServerProbe(Protocol):
         ...
 
 
-@dataclass(slots=True)
-class Cached:
+class Cached(NamedTuple):
     """A prediction that a cache remembers; `ttl` is how long it still does, in seconds."""
 
-    prediction: Final[Json]
-    ttl: Final[float]
+    prediction: Json
+    ttl: float
 
 
 class PredictionCache(Protocol):

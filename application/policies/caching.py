@@ -31,9 +31,9 @@ class Caching:
         known: Sequence[Cached | None] = (None,) * len(keys)
         if request.cache.read:
             known = await self._cache.get(keys)
-        missing = {keys[i]: i for i, each in enumerate(known) if each is None}
-        if not missing:
+        if None not in known:
             return _all_known(request, known)
+        missing = {keys[i]: i for i, each in enumerate(known) if each is None}
         result = await self._inner(request.only(missing.values(), keys))
         new = dict(zip(missing, result.predictions, strict=True))
         stays = await self._remember(request, new, result.cache)
@@ -61,6 +61,8 @@ class Caching:
 
 
 def _all_known(request: PredictionRequest, known: Sequence[Cached | None]) -> PredictionResult:
+    if len(known) == 1 and known[0] is not None:  # as a rule
+        return PredictionResult(request.model, (known[0].prediction,), 0.0, CacheUse(1, 1, known[0].ttl))
     found = [each for each in known if each is not None]
     use = CacheUse(len(found), len(found), min([each.ttl for each in found]))
     return PredictionResult(request.model, tuple([each.prediction for each in found]), 0.0, use)

@@ -12,7 +12,7 @@ if TYPE_CHECKING:
 
     RawHeaders = Sequence[tuple[bytes, bytes]]
 
-JSON = "application/json"
+JSON = b"application/json"
 
 
 @dataclass(slots=True)
@@ -21,11 +21,11 @@ class Answer:
 
     body: bytes
     status: int = 200
-    media_type: str = JSON
+    media_type: bytes = JSON
     headers: RawHeaders = ()
 
     def response(self) -> Response:
         """The same for an ASGI application."""
-        response = Response(self.body, self.status, media_type=self.media_type)
+        response = Response(self.body, self.status, media_type=self.media_type.decode())
         response.raw_headers.extend(self.headers)
         return response

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
 from dataclasses import dataclass, field, fields
 from typing import TYPE_CHECKING, Annotated, Any, ClassVar
 
@@ -14,6 +13,8 @@ from domain.prediction import ANY_SERVER, ServerAddress
 from interface.http.body import parse_json
 
 if TYPE_CHECKING:
+    from collections.abc import Callable
+
     from pydantic import ConfigDict
     from pydantic_core import ErrorDetails
 
@@ -50,18 +51,20 @@ class DispatchBody:
         return ServerAddress(self.host, self.port)
 
 
-_BODY = TypeAdapter(DispatchBody)
+_validate: Callable[[object], DispatchBody] = TypeAdapter(DispatchBody).validator.validate_python
 _KEYS = tuple(each.name for each in fields(DispatchBody))
+_KNOWN = frozenset(_KEYS)
 
 
 def decode(text: bytes, max_instances: int) -> DispatchBody:
     """The body that `text` spells. Raises InvalidRequest with a pointer to each thing that is wrong."""
     value = parse_json(text)
-    if isinstance(value, Mapping) and (unknown := [key for key in value if key not in _KEYS]):
+    if isinstance(value, dict) and not value.keys() <= _KNOWN:
+        unknown = [key for key in value if key not in _KNOWN]
         message = f"Unknown key. Known: {', '.join(_KEYS)}."  # before pydantic, which would list all of them
         raise InvalidRequest(message, [FieldError(f"/{escape(k)}", message) for k in unknown[:MOST_ERRORS]])
     try:
-        body = _BODY.validate_python(value)
+        body = _validate(value)
     except ValidationError as error:
         found = error.errors(include_url=False, include_context=False, include_input=False)[:MOST_ERRORS]
         errors = [FieldError(_pointer(each["loc"]), _message(each)) for each in found]

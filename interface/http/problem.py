@@ -104,4 +104,4 @@ def _headers(error: errors.DispatchError) -> dict[str, str]:
 def _respond(body: Problem, headers: Mapping[str, str]) -> Answer:
     content = to_json(body) if body.errors else to_json(body, exclude={"errors"})
     raw = [(name.lower().encode("latin-1"), value.encode("latin-1")) for name, value in headers.items()]
-    return Answer(content, body.status, MEDIA_TYPE, raw)
+    return Answer(content, body.status, MEDIA_TYPE.encode(), raw)

@@ -28,6 +28,7 @@ if TYPE_CHECKING:
 
 CLOSE = (b"connection", b"close")
 POST = HTTPMethod.POST.value.encode()
+EXTRAORDINARY = {b"transfer-encoding", b"expect", b"upgrade"}
 ENDPOINTS: Mapping[bytes, Endpoint] = {
     b"/dispatch_model": dispatch.answer,
     b"/dispatch_model/": dispatch.answer,
@@ -43,34 +44,67 @@ class GatewayProtocol(HttpToolsProtocol):
     """
 
     _short: _ShortCycle | None = None  # the last one
+    _idle_since = 0.0  # of the loop's clock
+
+    def on_message_begin(self) -> None:
+        self.url = b""
+        self.headers = []
+        self.expect_100_continue = False
 
     def on_headers_complete(self) -> None:
         endpoint = ENDPOINTS.get(self.url)
-        if endpoint is None or not self._is_ordinary():
-            super().on_headers_complete()
+        if endpoint is not None and self._is_ordinary():
+            self._short = _ShortCycle(self, endpoint)
+            self.cycle = self._short  # type: ignore[assignment]  # it has what uvicorn uses of one
             return
-        self._short = _ShortCycle(self, endpoint)
-        self.cycle = self._short  # type: ignore[assignment]  # it has what uvicorn uses of one
+        begun = self.url, self.headers, self.expect_100_continue
+        super().on_message_begin()  # makes the scope, which the short way does without
+        self.url, self.headers, self.expect_100_continue = begun
+        self.scope["headers"] = self.headers
+        super().on_headers_complete()
 
     def data_received(self, data: bytes) -> None:
         super().data_received(data)
-        if self._short is not None:
+        if self._short is not None and self._short.more_body:
             self._short.watch()
+
+    def on_response_complete(self) -> None:
+        """What uvicorn does, but for the timer: it makes and cancels one for each request."""
+        self._idle_since = self.loop.time()
+        timer, self.timeout_keep_alive_task = self.timeout_keep_alive_task, None
+        if timer is None or self.pipeline:
+            super().on_response_complete()
+            return
+        self.timeout_keep_alive_task = timer
+        self.server_state.total_requests += 1
+        self.flow.resume_reading()
+
+    def _unset_keepalive_if_required(self) -> None:
+        """The timer goes on: when its time has come it looks whether the connection was idle."""
+
+    def timeout_keep_alive_handler(self) -> None:
+        self.timeout_keep_alive_task = None
+        if self.cycle is not None and not self.cycle.response_complete:
+            return  # which sets it again when it is
+        rest = self._idle_since + self.timeout_keep_alive - self.loop.time()
+        if rest > 0:
+            self.timeout_keep_alive_task = self.loop.call_later(rest, self.timeout_keep_alive_handler)
+        else:
+            super().timeout_keep_alive_handler()
 
     def _is_ordinary(self) -> bool:
         """Whether nothing about this request needs more than its headers and a small body."""
         if self.cycle is not None and not self.cycle.response_complete:
             return False  # pipelined: uvicorn keeps them in order
-        length = None
+        length = b""
         for name, value in self.headers:
             if name == b"content-length":
                 length = value
-            elif name in {b"transfer-encoding", b"expect", b"upgrade"}:
+            elif name in EXTRAORDINARY:
                 return False
-        if length is None or not length.isdigit() or int(length) > HIGH_WATER_LIMIT:
-            return False
         return (
-            int(length) <= self.app_state["gateway"].limits.max_body_bytes
+            length.isdigit()
+            and int(length) <= min(HIGH_WATER_LIMIT, self.app_state["gateway"].limits.max_body_bytes)
             and self.parser.get_method() == POST
             and self.parser.get_http_version() == "1.1"
             and self.limit_concurrency is None
@@ -116,8 +150,8 @@ class _ShortCycle:
             self._task = start(self._answer())
 
     def watch(self) -> None:
-        """Limit the time in which the rest of the body may come, unless all of it is here."""
-        if self.more_body and self._patience is None:
+        """Limit the time in which the rest of the body may come."""
+        if self._patience is None:
             seconds = self._gateway.limits.max_timeout
             with contextlib.suppress(InvalidRequest):  # which the endpoint will raise again
                 seconds = min(seconds, preferences.seconds(self._headers) or seconds)
@@ -148,24 +182,25 @@ class _ShortCycle:
         self._send(answer)
 
     def _send(self, answer: Answer) -> None:
-        protocol, exchange = self._protocol, self._exchange
+        exchange = self._exchange
         if not self.disconnected:
             exchange.status = answer.status
-            headers = [
-                *protocol.server_state.default_headers,
-                (b"content-type", answer.media_type.encode()),
-                (b"content-length", b"%d" % len(answer.body)),
-                *answer.headers,
-                *exchange.headers(),
-            ]
-            if not self.keep_alive and CLOSE not in headers:
-                headers.append(CLOSE)
-            lines = map(b": ".join, headers)
-            protocol.transport.write(
-                b"\r\n".join((STATUS_LINE[answer.status][:-2], *lines, b"", answer.body))
-            )
+            close = not self.keep_alive or CLOSE in answer.headers
+            self._protocol.transport.write(self._written(answer, close=close))
             self.response_complete = True
-            if not self.keep_alive or CLOSE in answer.headers:
-                protocol.transport.close()
-            protocol.on_response_complete()
+            if close:
+                self._protocol.transport.close()
+            self._protocol.on_response_complete()
         exchange.log()
+
+    def _written(self, answer: Answer, *, close: bool) -> bytes:
+        headers = [*self._protocol.server_state.default_headers, *answer.headers, *self._exchange.headers()]
+        if close and CLOSE not in headers:
+            headers.append(CLOSE)
+        return b"%bcontent-type: %b\r\ncontent-length: %d\r\n%b\r\n\r\n%b" % (
+            STATUS_LINE[answer.status],
+            answer.media_type,
+            len(answer.body),
+            b"\r\n".join(map(b": ".join, headers)),
+            answer.body,
+        )

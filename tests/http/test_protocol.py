@@ -203,6 +203,22 @@ async def test_a_body_that_does_not_come_is_not_waited_for(caller: Caller) -> No
     assert await caller.ended()
 
 
+async def test_a_connection_is_closed_when_it_has_been_idle_for_long(
+    serving: uvicorn.Server, server: FakeServer
+) -> None:
+    serving.config.timeout_keep_alive = 0.2  # type: ignore[assignment]
+    server.seconds = 0.15
+    async with _connected(serving) as caller:
+        for _ in range(3):  # 0.45 s, but never idle
+            caller.send(post())
+            assert (await caller.answer())[0] == 200
+
+        begun = asyncio.get_running_loop().time()
+        assert await caller.ended()
+
+    assert 0.1 < asyncio.get_running_loop().time() - begun < 2.0
+
+
 async def test_who_waits_to_be_asked_for_the_body_is_asked(caller: Caller) -> None:
     request = post(BODY, "expect: 100-continue")
     caller.send(request[: -len(BODY)])
