@@ -26,7 +26,7 @@ class Cutoffs:
         self._timer: asyncio.TimerHandle | None = None
 
     def at(self, when: float) -> Cutoff:
-        """A context that ends with TimeoutError at `when`, a time of the event loop's clock."""
+        """A context that ends the current task with TimeoutError at `when`, of the event loop's clock."""
         tick = math.ceil(when * TICKS)
         due = self._due.get(tick)
         if due is None:

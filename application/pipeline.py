@@ -3,12 +3,24 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from dataclasses import dataclass
 from functools import reduce
-from typing import TypeAlias
+from typing import TYPE_CHECKING, TypeAlias
 
 from domain.ports import Predictor
 
+if TYPE_CHECKING:
+    from application.recall import Recall
+
 Policy: TypeAlias = Callable[[Predictor], Predictor]
+
+
+@dataclass(frozen=True, slots=True)
+class Pipeline:
+    """How one version of one model is asked; `recall` is None where nothing is remembered in this process."""
+
+    predict: Predictor
+    recall: Recall | None = None
 
 
 def compose(policies: Sequence[Policy], innermost: Predictor) -> Predictor:

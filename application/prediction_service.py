@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, NoReturn
 
 from domain.errors import (
     FieldError,
@@ -18,9 +18,10 @@ if TYPE_CHECKING:
     from collections.abc import Callable
 
     from application.fleet import Fleet
-    from domain.ports import Predictor
+    from application.pipeline import Pipeline
     from domain.prediction import ModelRef, PredictionRequest, PredictionResult
 
+UNKNOWN = (ModelNotFound, VersionNotFound, NoServerAvailable)
 PATIENCE = 0.5  # seconds that a caller waits for servers to say what they serve
 LOOK_AGAIN = 1.0  # seconds: how old the fleet's word may be before an unknown model is believed unknown
 
@@ -28,13 +29,13 @@ LOOK_AGAIN = 1.0  # seconds: how old the fleet's word may be before an unknown m
 class PredictionService:
     """Answers requests for any model the fleet serves.
 
-    `pipeline` makes the predictor of one version of one model: batches and flights never cross models.
+    `pipeline` makes that of one version of one model: batches and flights never cross models.
     """
 
-    def __init__(self, fleet: Fleet, pipeline: Callable[[ModelRef], Predictor]) -> None:
+    def __init__(self, fleet: Fleet, pipeline: Callable[[ModelRef], Pipeline]) -> None:
         self._fleet = fleet
         self._make_pipeline = pipeline
-        self._pipelines: dict[ModelRef, Predictor] = {}
+        self._pipelines: dict[ModelRef, Pipeline] = {}
 
     async def predict(self, request: PredictionRequest) -> PredictionResult:
         """One prediction for each instance, in order, by the version named in the result.
@@ -43,21 +44,30 @@ class PredictionService:
         """
         if request.server is not ANY_SERVER:
             self._check_address(request)
-        model = await self._resolve(request)
+        try:
+            model = self._fleet.resolve(request.model, request.server)
+        except UNKNOWN:
+            await self._fleet.refresh(max_age=LOOK_AGAIN, wait=PATIENCE)  # it may have come since
+            model = self._fleet.resolve(request.model, request.server)
         if model != request.model:
             request = request.to(model)
-        result = await self._pipeline(model)(request)
-        self._check_refusals(result)
+        result = await self._pipeline(model).predict(request)
+        if Refusal in map(type, result.predictions):
+            self._refuse(result)
         return result
 
-    async def _resolve(self, request: PredictionRequest) -> ModelRef:
+    def recall(self, request: PredictionRequest) -> PredictionResult | None:
+        """What `predict` would answer, where that is known without waiting for anything; else None."""
+        if request.server is not ANY_SERVER:
+            return None
         try:
-            return self._fleet.resolve(request.model, request.server)
-        except (ModelNotFound, VersionNotFound, NoServerAvailable):
-            await self._fleet.refresh(max_age=LOOK_AGAIN, wait=PATIENCE)  # it may have come since
-            return self._fleet.resolve(request.model, request.server)
+            model = self._fleet.resolve(request.model)
+        except UNKNOWN:
+            return None
+        recall = self._pipeline(model).recall
+        return None if recall is None else recall(request.to(model))
 
-    def _pipeline(self, model: ModelRef) -> Predictor:
+    def _pipeline(self, model: ModelRef) -> Pipeline:
         known = self._pipelines.get(model)
         if known is None:
             served = {(m.name, m.version) for m in self._fleet.models()}
@@ -74,9 +84,8 @@ class PredictionService:
             raise InvalidRequest(message, errors)
 
     @staticmethod
-    def _check_refusals(result: PredictionResult) -> None:
+    def _refuse(result: PredictionResult) -> NoReturn:
         refused = [(i, p) for i, p in enumerate(result.predictions) if isinstance(p, Refusal)]
-        if refused:
-            errors = [FieldError(f"/instances/{i}", refusal.message) for i, refusal in refused]
-            message = f"The model refused {len(refused)} of {len(result.predictions)} instances."
-            raise InputRejectedByModel(message, errors, code=refused[0][1].code)
+        errors = [FieldError(f"/instances/{i}", refusal.message) for i, refusal in refused]
+        message = f"The model refused {len(refused)} of {len(result.predictions)} instances."
+        raise InputRejectedByModel(message, errors, code=refused[0][1].code)

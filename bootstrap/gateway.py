@@ -72,7 +72,8 @@ def assemble(
         canaries={name: m.canary for name, m in settings.models.items() if m.canary is not None},
         canary_timeout=settings.health.canary_timeout,
     )
-    around = Surroundings(fleet, cache, leases, logs.log_event)
+    memory = cache if isinstance(cache, MemoryCache) else None
+    around = Surroundings(fleet, cache, memory, leases, logs.log_event)
     required = tuple(settings.models)
     return Gateway(
         predictions=PredictionService(fleet, partial(pipeline, settings, around)),

@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from functools import partial
 from typing import TYPE_CHECKING
 
-from application.pipeline import Policy, compose
+from application.pipeline import Pipeline, Policy, compose
 from application.policies.admission import Admission
 from application.policies.attempt_timeout import AttemptTimeout
 from application.policies.balancing import Balancing
@@ -17,6 +17,7 @@ from application.policies.caching import Caching
 from application.policies.coalescing import Coalescing
 from application.policies.deadline import Deadline
 from application.policies.leasing import Leasing
+from application.recall import Recall
 from domain.concurrency_limit import Gradient2
 from infrastructure.torchserve import wire
 
@@ -25,7 +26,7 @@ if TYPE_CHECKING:
 
     from application.fleet import Fleet
     from bootstrap.settings import AdmissionSettings, BatchingSettings, CachingSettings, Settings
-    from domain.ports import Leases, Observer, PredictionCache, Predictor
+    from domain.ports import Leases, Memory, Observer, PredictionCache
     from domain.prediction import Json, ModelRef
 
 GATHERING = 2  # full batches for each slot: one in flight, and one that gathers
@@ -33,10 +34,14 @@ GATHERING = 2  # full batches for each slot: one in flight, and one that gathers
 
 @dataclass(frozen=True, slots=True)
 class Surroundings:
-    """What the policies of all models share; `leases` is None where no other process shares the cache."""
+    """What the policies of all models share.
+
+    `memory` is the cache where that is in this process, `leases` is for one that processes share.
+    """
 
     fleet: Fleet
     cache: PredictionCache
+    memory: Memory | None
     leases: Leases | None
     observe: Observer
 
@@ -53,8 +58,8 @@ class Step:
         return f"{self.name}({', '.join(f'{name}={value:g}' for name, value in self.numbers.items())})"
 
 
-def pipeline(settings: Settings, around: Surroundings, model: ModelRef) -> Predictor:
-    """The predictor of one version of one model: batches and flights cannot cross models."""
+def pipeline(settings: Settings, around: Surroundings, model: ModelRef) -> Pipeline:
+    """That of one version of one model: batches and flights cannot cross models."""
     balancing = Balancing(
         around.fleet,
         attempt=partial(compose, [step.make(around, model) for step in attempt_steps(settings, model.name)]),
@@ -63,7 +68,9 @@ def pipeline(settings: Settings, around: Surroundings, model: ModelRef) -> Predi
         pick=random.sample,
     )
     known = steps(settings, model.name, versioned=model.version is not None)
-    return compose([step.make(around, model) for step in known], balancing)
+    predict = compose([step.make(around, model) for step in known], balancing)
+    caches = any(step.name == "Caching" for step in known)
+    return Pipeline(predict, Recall(around.memory) if caches and around.memory else None)
 
 
 def policy_names(settings: Settings, model: str) -> tuple[str, ...]:

@@ -39,5 +39,7 @@ def _question(partition: str, name: str, version: str | None) -> blake2b:
 
 def _continued(question: blake2b, value: Json) -> blake2b:
     hashed = question.copy()
-    hashed.update(_canonical(value).encode())
+    # No other JSON text begins with a quotation mark: a text needs no more than that, and no escapes.
+    text = '"' + value if isinstance(value, str) else _canonical(value)
+    hashed.update(text.encode(errors="surrogatepass"))
     return hashed

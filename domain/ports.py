@@ -55,6 +55,14 @@ class PredictionCache(Protocol):
         ...
 
 
+class Memory(Protocol):
+    """A PredictionCache that can say at once what it remembers."""
+
+    def peek(self, fingerprints: Sequence[bytes]) -> Sequence[Cached | None]:
+        """As PredictionCache.get."""
+        ...
+
+
 class Leases(Protocol):
     """Who, of several processes, does a piece of work that many want: whoever takes its lease first.
 

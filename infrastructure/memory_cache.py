@@ -21,7 +21,7 @@ EXAMINED = 5  # entries looked at to find an expired one before a live one is ev
 
 
 class MemoryCache:
-    """A PredictionCache of at most `max_bytes`, that forgets the least recently used first.
+    """A PredictionCache and Memory of at most `max_bytes`, that forgets the least recently used first.
 
     Predictions are kept as JSON: a third of the memory of the objects, nothing for the garbage collector
     to walk, and every hit is a copy of its own, which its caller may change. `clock` is any steady clock,
@@ -43,6 +43,9 @@ class MemoryCache:
         return len(self._entries)
 
     async def get(self, fingerprints: Sequence[bytes]) -> Sequence[Cached | None]:
+        return self.peek(fingerprints)
+
+    def peek(self, fingerprints: Sequence[bytes]) -> Sequence[Cached | None]:
         now = self._clock()
         entries = self._entries
         found: list[Cached | None] = []

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
+from application.recall import remembered
 from domain.fingerprint import fingerprints
 from domain.prediction import CacheUse, PredictionResult, Refusal
 
@@ -32,7 +33,7 @@ class Caching:
         if request.cache.read:
             known = await self._cache.get(keys)
         if None not in known:
-            return _all_known(request, known)
+            return remembered(request, known)
         missing = {keys[i]: i for i, each in enumerate(known) if each is None}
         result = await self._inner(request.only(missing.values(), keys))
         new = dict(zip(missing, result.predictions, strict=True))
@@ -58,11 +59,3 @@ class Caching:
         good = {key: each for key, each in new.items() if not isinstance(each, Refusal)}
         stored = bool(good) and await self._cache.put(good, self._ttl)
         return self._ttl if stored and len(good) == len(new) else None
-
-
-def _all_known(request: PredictionRequest, known: Sequence[Cached | None]) -> PredictionResult:
-    if len(known) == 1 and known[0] is not None:  # as a rule
-        return PredictionResult(request.model, (known[0].prediction,), 0.0, CacheUse(1, 1, known[0].ttl))
-    found = [each for each in known if each is not None]
-    use = CacheUse(len(found), len(found), min([each.ttl for each in found]))
-    return PredictionResult(request.model, tuple([each.prediction for each in found]), 0.0, use)

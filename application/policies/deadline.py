@@ -23,16 +23,19 @@ class Deadline:
 
     def __init__(self, inner: Predictor, *, default: float, cap: float) -> None:
         self._inner = inner
-        self._default = default
+        self._default = min(default, cap)
         self._cap = cap
         self._cutoffs = Cutoffs()
 
     async def __call__(self, request: PredictionRequest) -> PredictionResult:
         now = asyncio.get_running_loop().time()
-        wanted = now + self._default if request.deadline is None else request.deadline
-        deadline = min(wanted, now + self._cap)
-        if deadline <= now:
+        deadline = request.deadline
+        if deadline is None:
+            deadline = now + self._default
+        elif deadline <= now:
             raise DeadlineExceeded
+        elif deadline > now + self._cap:
+            deadline = now + self._cap
         cutoff = self._cutoffs.at(deadline)
         try:
             with cutoff:

@@ -22,6 +22,7 @@ if TYPE_CHECKING:
     from collections.abc import Awaitable, Coroutine
 
     from bootstrap.gateway import Gateway
+    from domain.prediction import PredictionResult
     from interface.http.exchange import Exchange
     from interface.http.preferences import Headers
 
@@ -45,13 +46,16 @@ async def dispatch_model(request: Request) -> Response:
 
 
 async def answer(gateway: Gateway, exchange: Exchange, headers: Headers, text: bytes) -> Answer:
-    """The answer to a request whose whole body is `text`, whatever carried it.
+    """The answer to a request whose whole body is `text`. Raises a DispatchError."""
+    return tell(exchange, await gateway.predictions.predict(ask(gateway, exchange, headers, text)))
 
-    Notes in `exchange` where the time went. Raises a DispatchError.
-    """
+
+def ask(gateway: Gateway, exchange: Exchange, headers: Headers, text: bytes) -> PredictionRequest:
+    """What a body `text` asks for. Raises a DispatchError."""
     body = decode(text, gateway.limits.max_instances)
     exchange.model = body.model_name
-    request = PredictionRequest(
+    exchange.asked = time.perf_counter()
+    return PredictionRequest(
         ModelRef(body.model_name, body.model_version),
         tuple(body.instances),
         body.parameters,
@@ -60,10 +64,11 @@ async def answer(gateway: Gateway, exchange: Exchange, headers: Headers, text: b
         cache=preferences.cache_control(headers),
         bulk=preferences.bulk(headers),
     )
-    begun = time.perf_counter()
-    result = await gateway.predictions.predict(request)
+
+
+def tell(exchange: Exchange, result: PredictionResult) -> Answer:
+    """`result` for the caller."""
     exchange.server_seconds = result.server_seconds
-    exchange.queue_seconds = max(0.0, time.perf_counter() - begun - result.server_seconds)
     status = preferences.cache_status(result)
     content = {  # a reports.DispatchAnswer, at half its cost
         "model_name": result.model.name,

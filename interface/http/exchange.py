@@ -38,7 +38,7 @@ class Exchange:
     begun: float = field(default_factory=time.perf_counter)
     model: str | None = None
     server_seconds: float | None = None
-    queue_seconds: float = 0.0
+    asked: float = 0.0  # when the pipeline was, of the steady clock
     status: int = CLIENT_CLOSED_REQUEST
 
     def elapsed(self) -> float:
@@ -72,10 +72,12 @@ class Exchange:
 
     def _server_timing(self) -> bytes:
         """The `Server-Timing` header (W3C), in milliseconds."""
-        total = 1000 * self.elapsed()
+        now = time.perf_counter()
+        total = 1000 * (now - self.begun)
         if self.server_seconds is None:
             return b"total;dur=%.2f" % total
-        queue, server = 1000 * self.queue_seconds, 1000 * self.server_seconds
+        server = 1000 * self.server_seconds
+        queue = max(0.0, 1000 * (now - self.asked) - server)
         return b"queue;dur=%.2f, server;dur=%.2f, total;dur=%.2f" % (queue, server, total)
 
 

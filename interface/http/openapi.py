@@ -60,6 +60,12 @@ _HEADERS = {
         "schema": {"type": "string"},
     },
 }
+_CACHE_STATUS = {
+    "Cache-Status": {
+        "description": "What the cache did (RFC 9211): hit or fwd, stored, ttl; only where caching is on.",
+        "schema": {"type": "string"},
+    }
+}
 _RETRY_AFTER = {"Retry-After": {"description": "Seconds to wait.", "schema": {"type": "integer"}}}
 
 
@@ -111,7 +117,8 @@ DISPATCH_MODEL: dict[str, Any] = {
     "tags": ["predictions"],
     "summary": "Ask a model for predictions",
     "responses": {
-        200: _answer(DispatchAnswer, "One prediction for each instance, in order.", _ANSWER),
+        200: _answer(DispatchAnswer, "One prediction for each instance, in order.", _ANSWER)
+        | {"headers": _HEADERS | _CACHE_STATUS},
         "4XX": {
             "description": "A 4xx of the model's own handler, with its message.",
             "content": {MEDIA_TYPE: {"schema": {"$ref": _SCHEMAS + "Problem"}}},
@@ -135,6 +142,18 @@ DISPATCH_MODEL: dict[str, Any] = {
                 "description": "Seconds the caller waits at most; capped by configuration.",
                 "schema": {"type": "number", "exclusiveMinimum": 0},
                 "example": 5,
+            },
+            {
+                "name": "Cache-Control",
+                "in": "header",
+                "description": "`no-cache`: ask the model; `no-store`: do not remember the answer.",
+                "schema": {"type": "string"},
+            },
+            {
+                "name": "Priority",
+                "in": "header",
+                "description": "`u=5`, `u=6` or `u=7` (RFC 9218): bulk work, which waits for other work.",
+                "schema": {"type": "string"},
             },
             {
                 "name": "X-Request-Id",

@@ -17,7 +17,6 @@ if TYPE_CHECKING:
 
     Headers = Mapping[bytes, bytes]
 
-CACHE_NAME = "model-dispatcher"
 BULK = b"5"  # and less urgent: 0 is the most urgent, 3 the default, 7 background work (RFC 9218)
 
 _URGENCY = re.compile(rb"(?:^|,)\s*u=([0-7])\s*(?:$|[,;])")
@@ -65,15 +64,15 @@ def cache_status(result: PredictionResult) -> bytes | None:
     use = result.cache
     if use is None:
         return None
-    words = [CACHE_NAME, *_outcome(use, collapsed=result.collapsed)]
+    if use.hits == use.of and use.ttl is not None:
+        return b"model-dispatcher; hit; ttl=%d" % math.ceil(use.ttl)
+    words = ["model-dispatcher", *_outcome(use, collapsed=result.collapsed)]
     if use.ttl is not None:
         words.append(f"ttl={math.ceil(use.ttl)}")
     return "; ".join(words).encode()
 
 
 def _outcome(use: CacheUse, *, collapsed: bool) -> list[str]:
-    if use.hits == use.of:
-        return ["hit"]
     if use.bypassed:
         words = ["fwd=request"]
     elif use.hits:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 import contextlib
 from http import HTTPMethod
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, NamedTuple
 
 from uvicorn.protocols.http.flow_control import HIGH_WATER_LIMIT
 from uvicorn.protocols.http.httptools_impl import STATUS_LINE, HttpToolsProtocol
@@ -17,21 +17,28 @@ from interface.http.exchange import Exchange, request_id
 from interface.http.problem import problem_answer
 
 if TYPE_CHECKING:
-    from collections.abc import Awaitable, Callable, Mapping
+    from collections.abc import Callable, Mapping
     from typing import Self
 
     from bootstrap.gateway import Gateway
+    from domain.prediction import PredictionRequest, PredictionResult
     from interface.http.answer import Answer
     from interface.http.preferences import Headers
 
-    Endpoint = Callable[[Gateway, Exchange, Headers, bytes], Awaitable[Answer]]
+
+class Endpoint(NamedTuple):
+    """What a route asks the service for a body, and what it tells the caller. Both raise a DispatchError."""
+
+    ask: Callable[[Gateway, Exchange, Headers, bytes], PredictionRequest]
+    tell: Callable[[Exchange, PredictionResult], Answer]
+
 
 CLOSE = (b"connection", b"close")
 POST = HTTPMethod.POST.value.encode()
 EXTRAORDINARY = {b"transfer-encoding", b"expect", b"upgrade"}
 ENDPOINTS: Mapping[bytes, Endpoint] = {
-    b"/dispatch_model": dispatch.answer,
-    b"/dispatch_model/": dispatch.answer,
+    b"/dispatch_model": Endpoint(dispatch.ask, dispatch.tell),
+    b"/dispatch_model/": Endpoint(dispatch.ask, dispatch.tell),
 }
 
 
@@ -145,9 +152,29 @@ class _ShortCycle:
             self._stop_waiting()
             if self._task is not None:
                 self._task.cancel()
-        elif not self.more_body and self._task is None:
+        elif not self.more_body and self._task is None and not self.response_complete:
             self._stop_waiting()
-            self._task = start(self._answer())
+            self._begin()
+
+    def _begin(self) -> None:
+        """Answer at once where nothing has to be waited for; else in a task."""
+        exchange = self._exchange
+        answer = None
+        try:
+            request = self._endpoint.ask(self._gateway, exchange, self._headers, bytes(self.body))
+            known = self._gateway.predictions.recall(request)
+            if known is not None:
+                answer = self._endpoint.tell(exchange, known)
+        except DispatchError as error:
+            answer = problem_answer(error, exchange.request_id)
+        except Exception:  # noqa: BLE001  (the last resort, which logs it)
+            answer = exchange.failed()
+        if answer is None:
+            self._task = start(self._answer(request))
+        elif self._protocol.flow.write_paused:
+            self._task = start(self._send_when_read(answer))
+        else:
+            self._send(answer)
 
     def watch(self) -> None:
         """Limit the time in which the rest of the body may come."""
@@ -166,10 +193,10 @@ class _ShortCycle:
         error = DeadlineExceeded("The body did not arrive in time.")
         self._send(problem_answer(error, self._exchange.request_id))
 
-    async def _answer(self) -> None:
+    async def _answer(self, request: PredictionRequest) -> None:
         exchange = self._exchange
         try:
-            answer = await self._endpoint(self._gateway, exchange, self._headers, bytes(self.body))
+            answer = self._endpoint.tell(exchange, await self._gateway.predictions.predict(request))
         except DispatchError as error:
             answer = problem_answer(error, exchange.request_id)
         except Exception:  # noqa: BLE001  (the last resort, which logs it)
@@ -177,6 +204,10 @@ class _ShortCycle:
         except asyncio.CancelledError:
             exchange.log()
             raise
+        await self._send_when_read(answer)
+
+    async def _send_when_read(self, answer: Answer) -> None:
+        """Not before the caller has read enough of the answers before."""
         if self._protocol.flow.write_paused:
             await self._protocol.flow.drain()
         self._send(answer)

@@ -9,7 +9,7 @@ import pytest
 
 from application.fleet import Server
 from bootstrap.gateway import assemble
-from bootstrap.settings import HttpSettings, ModelSettings, ServerSettings, Settings
+from bootstrap.settings import CachingSettings, HttpSettings, ModelSettings, ServerSettings, Settings
 from interface.main import create_app
 from tests.fakes import FakeCache, FakeServer
 
@@ -32,7 +32,8 @@ def app(server: FakeServer, monkeypatch: pytest.MonkeyPatch) -> FastAPI:
     monkeypatch.setenv("DISPATCHER_CONFIG", "no such file: the tests say all there is")
     settings = Settings(
         servers={"local": ServerSettings(url=URL)},
-        models={"m": ModelSettings()},
+        defaults=ModelSettings(caching=CachingSettings(ttl=60.0)),
+        models={"m": ModelSettings(caching=None)},
         http=HttpSettings(max_body_bytes=10_000, max_instances=10),
     )
     app = create_app()

@@ -5,6 +5,7 @@ from typing import TYPE_CHECKING, Any
 
 import pytest
 
+from application.pipeline import Pipeline
 from domain.errors import InputRejectedByModel, ServerBusy, ServerFault, ServerTimeout, ServerUnreachable
 from domain.prediction import PredictionResult, Refusal
 
@@ -202,7 +203,7 @@ async def test_refused_instances_are_pointed_at(client: httpx.AsyncClient, serve
 
     server.predict = picky  # type: ignore[method-assign]
     app: FastAPI = client._transport.app  # type: ignore[attr-defined]
-    app.state.gateway.predictions._make_pipeline = lambda _: picky
+    app.state.gateway.predictions._make_pipeline = lambda _: Pipeline(picky)
 
     answer = await client.post("/dispatch_model", json=ASK | {"instances": ["fine", ""]})
 

@@ -5,6 +5,7 @@ from dataclasses import replace
 
 import pytest
 
+from application.pipeline import Pipeline
 from application.policies.caching import Caching
 from application.prediction_service import PredictionService
 from domain.errors import InputRejectedByModel, ServerFault
@@ -129,7 +130,7 @@ async def test_a_new_version_is_never_answered_from_the_old_ones_cache() -> None
 async def test_when_the_default_switches_the_new_default_answers() -> None:
     server, cache = FakeServer(), FakeCache()
     fleet = fleet_of(server)
-    service = PredictionService(fleet, lambda _: caching(server, cache))
+    service = PredictionService(fleet, lambda _: Pipeline(caching(server, cache)))
     ask = PredictionRequest(ModelRef("m"), ("x",))
     before = await service.predict(ask)
 

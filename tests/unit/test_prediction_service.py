@@ -1,10 +1,10 @@
 from __future__ import annotations
 
 import asyncio
-from typing import TYPE_CHECKING
 
 import pytest
 
+from application.pipeline import Pipeline
 from application.prediction_service import PredictionService
 from domain.errors import InputRejectedByModel, InvalidRequest, ModelNotFound
 from domain.fleet import ServedModel
@@ -12,16 +12,13 @@ from domain.prediction import ModelRef, PredictionRequest, PredictionResult, Ref
 from tests.fakes import FakeServer, fleet_of
 from tests.virtual_time import virtual_time
 
-if TYPE_CHECKING:
-    from domain.ports import Predictor
-
 ASK = PredictionRequest(ModelRef("m"), ("x",))
 
 
 def service(server: FakeServer, made: list[ModelRef] | None = None) -> PredictionService:
-    def pipeline(model: ModelRef) -> Predictor:
+    def pipeline(model: ModelRef) -> Pipeline:
         (made if made is not None else []).append(model)
-        return server.predict
+        return Pipeline(server.predict)
 
     return PredictionService(fleet_of(server), pipeline)
 

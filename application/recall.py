@@ -1,0 +1,40 @@
+"""Answering from memory at once: without a task, a timer or a turn of the event loop."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+from domain.fingerprint import fingerprints
+from domain.prediction import CacheUse, PredictionResult
+
+if TYPE_CHECKING:
+    from collections.abc import Sequence
+
+    from domain.ports import Cached, Memory
+    from domain.prediction import PredictionRequest
+
+
+class Recall:
+    """What the Caching policy would answer to a request all of whose instances `memory` has.
+
+    Says nothing that the pipeline would not say, and nothing where the pipeline would have to wait.
+    """
+
+    def __init__(self, memory: Memory) -> None:
+        self._memory = memory
+
+    def __call__(self, request: PredictionRequest) -> PredictionResult | None:
+        """None where anything is missing. The version of `request.model` is resolved."""
+        if not request.cache.read:
+            return None
+        known = self._memory.peek(fingerprints(request))
+        return None if None in known else remembered(request, known)
+
+
+def remembered(request: PredictionRequest, known: Sequence[Cached | None]) -> PredictionResult:
+    """The answer where all instances are `known`."""
+    if len(known) == 1 and known[0] is not None:  # as a rule
+        return PredictionResult(request.model, (known[0].prediction,), 0.0, CacheUse(1, 1, known[0].ttl))
+    found = [each for each in known if each is not None]
+    use = CacheUse(len(found), len(found), min([each.ttl for each in found]))
+    return PredictionResult(request.model, tuple([each.prediction for each in found]), 0.0, use)
