@@ -16,6 +16,7 @@ if TYPE_CHECKING:
 
 SOURCES = ("everyday.tsv", "everyday_dev.tsv")
 STEP = 7_368_787  # prime, so that it visits every text once before it comes back
+MOST_SENTENCES = 5
 ZIPF_TEXTS = 10_000
 ZIPF_EXPONENT = 1.1
 
@@ -29,10 +30,16 @@ def sentences() -> tuple[str, ...]:
 
 
 def text(number: int) -> str:
-    """Text `number`: three sentences, 19 words on average; about 15 million different ones."""
+    """Text `number`: one to five sentences, 16 words on average (standard deviation 8), and its number.
+
+    Real texts are not all of one length; with the number no two are equal.
+    """
     known = sentences()
-    place = number * STEP % len(known) ** 3
-    return " ".join(known[place // len(known) ** power % len(known)] for power in range(3))
+    place = number * STEP % len(known) ** MOST_SENTENCES
+    chosen = (
+        known[place // len(known) ** power % len(known)] for power in range(1 + number % MOST_SENTENCES)
+    )
+    return f"{' '.join(chosen)} #{number}"
 
 
 class Texts:
