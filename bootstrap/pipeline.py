@@ -70,7 +70,7 @@ def pipeline(settings: Settings, around: Surroundings, model: ModelRef) -> Pipel
     known = steps(settings, model.name, versioned=model.version is not None)
     predict = compose([step.make(around, model) for step in known], balancing)
     caches = any(step.name == "Caching" for step in known)
-    return Pipeline(predict, Recall(around.memory) if caches and around.memory else None)
+    return Pipeline(predict, Recall(around.memory) if caches and around.memory is not None else None)
 
 
 def policy_names(settings: Settings, model: str) -> tuple[str, ...]:

@@ -49,6 +49,7 @@ class Connection(asyncio.Protocol):
         self._keep = keep
         self._forget = forget
         self._max_answer_bytes = max_answer_bytes
+        self._loop = loop
         self._new_future: Callable[[], asyncio.Future[Outcome]] = loop.create_future
         self._parser = httptools.HttpResponseParser(self)
         self._pending: asyncio.Future[Outcome] | None = None
@@ -60,7 +61,7 @@ class Connection(asyncio.Protocol):
     async def ask(self, message: bytes) -> Outcome:
         """What became of `message`, a whole request. A caller who leaves meanwhile ends the connection."""
         self._pending = pending = self._new_future()
-        self._transport.write(message)
+        self._loop.call_soon(self._write, message)  # with all others of this turn: one write wakes the server
         try:
             return await pending
         finally:
@@ -74,6 +75,10 @@ class Connection(asyncio.Protocol):
             pending.set_result(outcome)
         self._forget(self)
         self._transport.abort()
+
+    def _write(self, message: bytes) -> None:
+        if not self._transport.is_closing():
+            self._transport.write(message)
 
     # --- what the event loop says
 

@@ -13,7 +13,7 @@ from uvicorn.protocols.http.httptools_impl import STATUS_LINE, HttpToolsProtocol
 from application.tasks import start
 from domain.errors import DeadlineExceeded, DispatchError, InvalidRequest
 from interface.http import dispatch, preferences
-from interface.http.exchange import Exchange, request_id
+from interface.http.exchange import CLIENT_CLOSED_REQUEST, Exchange, request_id
 from interface.http.problem import problem_answer
 
 if TYPE_CHECKING:
@@ -213,16 +213,25 @@ class _ShortCycle:
         self._send(answer)
 
     def _send(self, answer: Answer) -> None:
-        exchange = self._exchange
-        if not self.disconnected:
-            exchange.status = answer.status
+        """Write the answer at the end of this turn of the loop, behind all others of the turn.
+
+        Each write to a caller who sleeps wakes it up, which costs more than the write;
+        written in a row, the first wakes the process of many callers for all.
+        """
+        self._exchange.status = answer.status
+        self._protocol.loop.call_soon(self._write, answer)
+
+    def _write(self, answer: Answer) -> None:
+        if self.disconnected:
+            self._exchange.status = CLIENT_CLOSED_REQUEST
+        else:
             close = not self.keep_alive or CLOSE in answer.headers
             self._protocol.transport.write(self._written(answer, close=close))
             self.response_complete = True
             if close:
                 self._protocol.transport.close()
             self._protocol.on_response_complete()
-        exchange.log()
+        self._exchange.log()
 
     def _written(self, answer: Answer, *, close: bool) -> bytes:
         headers = [*self._protocol.server_state.default_headers, *answer.headers, *self._exchange.headers()]
