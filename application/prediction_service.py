@@ -56,16 +56,16 @@ class PredictionService:
             self._refuse(result)
         return result
 
-    def recall(self, request: PredictionRequest) -> PredictionResult | None:
-        """What `predict` would answer, where that is known without waiting for anything; else None."""
+    def recall(self, request: PredictionRequest) -> PredictionResult | PredictionRequest:
+        """What `predict` would answer, where that is known without waiting; else what it is to be asked."""
         if request.server is not ANY_SERVER:
-            return None
+            return request
         try:
             model = self._fleet.resolve(request.model)
         except UNKNOWN:
-            return None
+            return request
         recall = self._pipeline(model).recall
-        return None if recall is None else recall(request.to(model))
+        return request if recall is None else recall(request.to(model))
 
     def _pipeline(self, model: ModelRef) -> Pipeline:
         known = self._pipelines.get(model)

@@ -23,12 +23,13 @@ class Recall:
     def __init__(self, memory: Memory) -> None:
         self._memory = memory
 
-    def __call__(self, request: PredictionRequest) -> PredictionResult | None:
-        """None where anything is missing. The version of `request.model` is resolved."""
+    def __call__(self, request: PredictionRequest) -> PredictionResult | PredictionRequest:
+        """The answer, or the request as it goes on; the version of `request.model` is resolved."""
         if not request.cache.read:
-            return None
-        known = self._memory.peek(fingerprints(request))
-        return None if None in known else remembered(request, known)
+            return request
+        keys = fingerprints(request)
+        known = self._memory.peek(keys)
+        return request.identified(keys) if None in known else remembered(request, known)
 
 
 def remembered(request: PredictionRequest, known: Sequence[Cached | None]) -> PredictionResult:

@@ -83,6 +83,20 @@ class PredictionRequest:
             self.bulk,
         )
 
+    def identified(self, fingerprints: tuple[bytes, ...]) -> PredictionRequest:
+        """The same request with the fingerprints of its instances."""
+        return PredictionRequest(
+            self.model,
+            self.instances,
+            self.parameters,
+            self.server,
+            self.deadline,
+            self.partition,
+            self.cache,
+            self.bulk,
+            fingerprints,
+        )
+
     def until(self, deadline: float) -> PredictionRequest:
         """The same request with this deadline."""
         return PredictionRequest(

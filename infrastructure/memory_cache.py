@@ -70,7 +70,8 @@ class MemoryCache:
         return all(stored)
 
     def _put(self, fingerprint: bytes, prediction: Json, expires: float) -> bool:
-        self._drop(fingerprint)
+        if fingerprint in self._entries:
+            self._drop(fingerprint)
         try:
             text = to_json(prediction, inf_nan_mode="constants")
             from_json(text)  # nested too deep to be read again?
@@ -79,7 +80,8 @@ class MemoryCache:
         size = len(text) + ENTRY_BYTES
         if size > self._max_bytes:
             return False
-        self._make_room(size)
+        if self._size + size > self._max_bytes:
+            self._make_room(size)
         self._entries[fingerprint] = (expires, text)
         self._size += size
         return True

@@ -27,7 +27,7 @@ if TYPE_CHECKING:
 
     from bootstrap.gateway import Gateway
 
-GARBAGE = 10_000  # objects more than were freed, before the young ones are looked at; Python's own is 700
+GARBAGE = 50_000  # objects more than were freed, before the young ones are looked at; Python's own is 700
 
 
 @asynccontextmanager

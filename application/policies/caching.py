@@ -35,17 +35,19 @@ class Caching:
         if None not in known:
             return remembered(request, known)
         missing = {keys[i]: i for i, each in enumerate(known) if each is None}
-        result = await self._inner(request.only(missing.values(), keys))
+        # As a rule none is known and none comes twice, and then the request goes on as it is.
+        same = len(missing) == len(request.fingerprints)
+        result = await self._inner(request if same else request.only(missing.values(), keys))
         new = dict(zip(missing, result.predictions, strict=True))
         stays = await self._remember(request, new, result.cache)
-        found = [each.ttl for each in known if each is not None]
-        ttls = found if stays is None else [*found, stays]
-        predictions = tuple(
-            [new[key] if each is None else each.prediction for key, each in zip(keys, known, strict=True)]
-        )
-        use = CacheUse(
-            len(found), len(keys), min(ttls, default=None), stays is not None, not request.cache.read
-        )
+        predictions, hits, ttl = result.predictions, 0, stays
+        if not same:
+            found = [each.ttl for each in known if each is not None]
+            hits, ttl = len(found), min(found if stays is None else [*found, stays], default=None)
+            predictions = tuple(
+                [new[key] if each is None else each.prediction for key, each in zip(keys, known, strict=True)]
+            )
+        use = CacheUse(hits, len(keys), ttl, stays is not None, not request.cache.read)
         return PredictionResult(result.model, predictions, result.server_seconds, use, result.collapsed)
 
     async def _remember(

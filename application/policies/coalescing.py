@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import asyncio
 import math
-from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
 
 from application.tasks import start
@@ -52,7 +51,7 @@ class Coalescing:
             await self._travel(request, keys, dict.fromkeys(others.values()))
             flights |= others
         if not joined and len(flights) == len(keys):
-            return flights[keys[0]].result
+            return flights[keys[0]].landed
         return _answer(keys, flights, joined=joined)
 
     async def _lead(self, request: PredictionRequest, keys: tuple[bytes, ...]) -> PredictionResult:
@@ -67,7 +66,7 @@ class Coalescing:
             self._leave(flight, seat)
         if flight.error is not None:
             raise flight.error.with_traceback(flight.traceback)
-        return flight.result
+        return flight.landed
 
     def _choose(
         self, request: PredictionRequest, keys: tuple[bytes, ...], places: Mapping[bytes, int], *, again: bool
@@ -136,20 +135,35 @@ class Coalescing:
                 del self._flights[key]
 
 
-@dataclass(slots=True, eq=False)
 class _Flight:
     """Work that has begun, and who waits for it: it belongs to nobody.
 
     `passengers` says until when each of them waits.
     """
 
-    request: PredictionRequest
-    passengers: dict[Seat, float] = field(default_factory=dict)
-    task: asyncio.Task[None] | None = None
-    result: PredictionResult = field(init=False)
-    predictions: Mapping[bytes, Prediction] = field(default_factory=dict)
-    error: Exception | None = None
-    traceback: TracebackType | None = None
+    __slots__ = ("_landed", "error", "passengers", "request", "result", "task", "traceback")
+
+    def __init__(self, request: PredictionRequest) -> None:
+        self.request = request
+        self.passengers: dict[Seat, float] = {}
+        self.task: asyncio.Task[None] | None = None
+        self.result: PredictionResult | None = None
+        self.error: Exception | None = None
+        self.traceback: TracebackType | None = None
+        self._landed: Mapping[bytes, Prediction] | None = None
+
+    @property
+    def landed(self) -> PredictionResult:
+        """The result of a flight that did not fail."""
+        assert self.result is not None
+        return self.result
+
+    @property
+    def predictions(self) -> Mapping[bytes, Prediction]:
+        """The result by fingerprint."""
+        if self._landed is None:
+            self._landed = dict(zip(self.request.fingerprints, self.landed.predictions, strict=True))
+        return self._landed
 
     def carries(self, request: PredictionRequest) -> bool:
         """Whether `request` may join: interactive work does not wait where bulk work does."""
@@ -181,7 +195,9 @@ class _Flight:
         return seat
 
     def land(self, result: PredictionResult) -> None:
-        self.predictions = dict(zip(self.request.fingerprints, result.predictions, strict=True))
+        if len(result.predictions) != len(self.request.instances):
+            message = f"{len(result.predictions)} predictions for {len(self.request.instances)} instances"
+            raise ValueError(message)
         self.result = result
 
     def crash(self, error: Exception) -> None:
@@ -190,7 +206,7 @@ class _Flight:
 
     def wake(self) -> None:
         """The most patient first: the others can join it where they ask again."""
-        cancelled = not self.predictions and self.error is None
+        cancelled = self.result is None and self.error is None
         seats: Iterable[Seat] = self.passengers
         if len(self.passengers) > 1:
             seats = sorted(seats, key=self.passengers.__getitem__, reverse=True)
@@ -207,7 +223,7 @@ def _patience(request: PredictionRequest) -> float:
 
 def _answer(keys: Sequence[bytes], flights: Mapping[bytes, _Flight], *, joined: bool) -> PredictionResult:
     """Put together from what all `flights` brought."""
-    results = [flight.result for flight in dict.fromkeys(flights.values())]
+    results = [flight.landed for flight in dict.fromkeys(flights.values())]
     uses = [result.cache for result in results if result.cache is not None and result.cache.stored]
     use = None
     if len(uses) == len(results):

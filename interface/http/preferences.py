@@ -64,8 +64,11 @@ def cache_status(result: PredictionResult) -> bytes | None:
     use = result.cache
     if use is None:
         return None
+    # The two usual cases, without all that others need.
     if use.hits == use.of and use.ttl is not None:
         return b"model-dispatcher; hit; ttl=%d" % math.ceil(use.ttl)
+    if use.ttl is not None and use.stored and not (use.hits or use.bypassed or result.collapsed):
+        return b"model-dispatcher; fwd=miss; stored; ttl=%d" % math.ceil(use.ttl)
     words = ["model-dispatcher", *_outcome(use, collapsed=result.collapsed)]
     if use.ttl is not None:
         words.append(f"ttl={math.ceil(use.ttl)}")

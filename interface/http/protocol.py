@@ -12,6 +12,7 @@ from uvicorn.protocols.http.httptools_impl import STATUS_LINE, HttpToolsProtocol
 
 from application.tasks import start
 from domain.errors import DeadlineExceeded, DispatchError, InvalidRequest
+from domain.prediction import PredictionResult
 from interface.http import dispatch, preferences
 from interface.http.exchange import CLIENT_CLOSED_REQUEST, Exchange, request_id
 from interface.http.problem import problem_answer
@@ -21,7 +22,7 @@ if TYPE_CHECKING:
     from typing import Self
 
     from bootstrap.gateway import Gateway
-    from domain.prediction import PredictionRequest, PredictionResult
+    from domain.prediction import PredictionRequest
     from interface.http.answer import Answer
     from interface.http.preferences import Headers
 
@@ -162,9 +163,11 @@ class _ShortCycle:
         answer = None
         try:
             request = self._endpoint.ask(self._gateway, exchange, self._headers, bytes(self.body))
-            known = self._gateway.predictions.recall(request)
-            if known is not None:
-                answer = self._endpoint.tell(exchange, known)
+            found = self._gateway.predictions.recall(request)
+            if isinstance(found, PredictionResult):
+                answer = self._endpoint.tell(exchange, found)
+            else:
+                request = found
         except DispatchError as error:
             answer = problem_answer(error, exchange.request_id)
         except Exception:  # noqa: BLE001  (the last resort, which logs it)

@@ -10,8 +10,9 @@ from application.pipeline import Pipeline
 from application.policies.caching import Caching
 from application.prediction_service import PredictionService
 from application.recall import Recall
+from domain.fingerprint import fingerprints
 from domain.fleet import ServedModel
-from domain.prediction import CacheControl, ModelRef, PredictionRequest, ServerAddress
+from domain.prediction import CacheControl, ModelRef, PredictionRequest, PredictionResult, ServerAddress
 from infrastructure.memory_cache import MemoryCache
 from tests.fakes import FakeServer, fleet_of
 from tests.virtual_time import virtual_time
@@ -38,7 +39,7 @@ async def test_what_is_remembered_is_recalled_as_the_pipeline_would_say_it() -> 
 
     for request in (one, both):
         recalled, said = asked.recall(request), await asked.predict(request)
-        assert recalled is not None
+        assert isinstance(recalled, PredictionResult)
         assert (recalled.model, recalled.predictions) == (said.model, said.predictions)
         assert recalled.cache is not None
         assert said.cache is not None
@@ -63,7 +64,22 @@ async def test_what_is_not_known_at_once_is_left_to_the_pipeline(request_: Predi
     asked = service(fleet_of(server), server)
     await asked.predict(PredictionRequest(M, ("x",)))
 
-    assert asked.recall(request_) is None
+    assert isinstance(asked.recall(request_), PredictionRequest)
+
+
+@virtual_time
+async def test_what_goes_on_to_the_pipeline_is_the_same_question() -> None:
+    server = FakeServer()
+    fleet = fleet_of(server)
+    await fleet.refresh()
+    asked = service(fleet, server)
+    request = PredictionRequest(M, ("x", "y"), {"k": 1}, deadline=9.0, partition="p", bulk=True)
+
+    rest = asked.recall(request)
+
+    assert isinstance(rest, PredictionRequest)
+    assert rest == request.to(ModelRef("m", "1.0")).identified(rest.fingerprints)
+    assert rest.fingerprints == fingerprints(request.to(ModelRef("m", "1.0")))
 
 
 @virtual_time
@@ -76,7 +92,7 @@ async def test_another_default_version_is_not_recalled_from_the_old_one() -> Non
     server.models = (ServedModel("m", "1.0", default=False), ServedModel("m", "2.0"))
     await fleet.refresh()
 
-    assert asked.recall(PredictionRequest(M, ("x",))) is None
+    assert isinstance(asked.recall(PredictionRequest(M, ("x",))), PredictionRequest)
 
 
 @virtual_time
@@ -85,4 +101,4 @@ async def test_without_a_memory_nothing_is_recalled() -> None:
     asked = service(fleet_of(server), server, recalls=False)
     await asked.predict(PredictionRequest(M, ("x",)))
 
-    assert asked.recall(PredictionRequest(M, ("x",))) is None
+    assert isinstance(asked.recall(PredictionRequest(M, ("x",))), PredictionRequest)
