@@ -100,7 +100,7 @@ def through_us(
     """The gateway in front of `torchserve`, every policy on."""
     server = torchserve.server
     config = gateway.toml(
-        bench.policies(gateway.ALL),
+        bench.policies(gateway.OF_MODEL[model]),
         url=server.url,
         management_url=server.management_url,
         key_file=server.key_file,

@@ -40,6 +40,12 @@ def policies(**settings: str) -> str:
 OF_ONE = "{ max_size = 1 }"  # what batching costs by itself, before a stub that answers one prediction
 NO_POLICY = policies()
 ALL = policies(caching="true", coalescing="true", admission="true", batching="true")
+# A model that pads its batches is told what they cost; dispatcher.toml has the same for it.
+PADS = "{ max_cost = 2500 }"
+OF_MODEL = {
+    "sentiment": policies(caching="true", coalescing="true", admission="true", batching=PADS),
+    "light": ALL,
+}
 ALL_SINGLE = policies(caching="true", coalescing="true", admission="true", batching=OF_ONE)
 ALONE = {
     "none": NO_POLICY,

@@ -89,10 +89,7 @@ class TorchServeClient:
             raise _nonsense() from error
 
     async def _ask(self, path: str, content: bytes, model: ModelRef) -> Answer:
-        if self._keys is None:
-            answer = await self._channel.post(path, content)
-        else:
-            answer = await asked(partial(self._channel.post, path, content), self._keys, "inference")
+        answer = await asked(partial(self._channel.post, path, content), self._keys, "inference")
         if answer.status != OK:
             raise failure(answer, model)
         return answer
