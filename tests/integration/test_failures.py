@@ -90,8 +90,11 @@ def test_a_late_answer_is_a_504_and_never_the_next_callers(
 
 
 def test_a_full_queue_is_a_503_with_a_time_to_come_back(
-    gateway: RunningGateway, torchserve: RunningTorchServe
+    start_gateway: StartGateway, torchserve: RunningTorchServe
 ) -> None:
+    none = {f"DEFAULTS__{policy}": "false" for policy in ("COALESCING", "ADMISSION", "BATCHING")}
+    gateway = start_gateway(**settings_for(torchserve), **none)  # else the queue is ours
+    until(gateway.ready, "a ready gateway")
     with ThreadPoolExecutor() as threads:
         order = {"do": "sleep", "seconds": 2}
         first = [threads.submit(gateway.ask, "faulty", order) for _ in range(3)]

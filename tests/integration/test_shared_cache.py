@@ -101,7 +101,7 @@ def test_the_caller_of_another_gateway_is_answered_when_the_one_that_asks_is_kil
         waits = threads.submit(other.ask, "faulty", instance)
         holder.process.stop(signal.SIGKILL)
 
-        assert times(waits.result()) == 2
+        assert times(waits.result()) in {1, 2}  # the one that was killed may have got as far as the model
         assert isinstance(lost.exception(), httpx.TransportError)
 
 
