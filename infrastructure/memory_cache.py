@@ -17,6 +17,7 @@ if TYPE_CHECKING:
     from domain.prediction import Json
 
 ENTRY_BYTES = 400  # beside its JSON: key, tuple, float and place in a table that is a quarter full; by RSS
+SURELY_FLAT = 256  # bytes: too few to nest as deep as the parser refuses, which is 200
 EXAMINED = 5  # entries looked at to find an expired one before a live one is evicted; as many as Redis does
 
 
@@ -74,7 +75,8 @@ class MemoryCache:
             self._drop(fingerprint)
         try:
             text = to_json(prediction, inf_nan_mode="constants")
-            from_json(text)  # nested too deep to be read again?
+            if len(text) > SURELY_FLAT:
+                from_json(text)  # nested too deep to be read again?
         except ValueError:
             return False
         size = len(text) + ENTRY_BYTES

@@ -3,26 +3,22 @@
 from __future__ import annotations
 
 import asyncio
-import json
-import math
 from contextvars import Context
-from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
+from application.batch import Batch, Caller, callers, fail_all, merged, wanted
 from domain.batch import BatchQueue, PaddedBatchQueue, Waiting, batch_cost
 from domain.errors import DeadlineExceeded, InputRejectedByModel, InvalidRequest, PayloadTooLarge, ServerFault
 from domain.events import BatchSent
-from domain.prediction import ANY_SERVER, PredictionRequest, PredictionResult, Refusal
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Hashable, Sequence
 
     from domain.errors import DispatchError
     from domain.ports import Observer, Predictor
-    from domain.prediction import Json, ModelRef, Prediction
+    from domain.prediction import Json, PredictionRequest, PredictionResult
 
 CONTENT = (InputRejectedByModel, InvalidRequest, PayloadTooLarge, ServerFault)  # what one instance may cause
-BROKEN = 4  # callers of one batch whose requests fault alone, while nothing of it is answered
 
 
 class Batching:
@@ -65,12 +61,12 @@ class Batching:
         self._max_cost = max_cost
         self._cost = cost
         self._observe = observe
-        self._queues: dict[Hashable, BatchQueue[_Caller]] = {}
+        self._queues: dict[Hashable, BatchQueue[Caller]] = {}
         self._lone: BatchSent | None = None
         self._arrivals = 0
         self._in_flight = 0
         self._starting: asyncio.Task[None] | None = None
-        self._senders: dict[asyncio.Task[None], _Batch | None] = {}
+        self._senders: dict[asyncio.Task[None], Batch | None] = {}
 
     async def __call__(self, request: PredictionRequest) -> PredictionResult:
         now = asyncio.get_running_loop().time()
@@ -109,9 +105,9 @@ class Batching:
             if len(request.instances) == 1:
                 raise
             cause = error
-        caller = _Caller.of(request, 0, now)
+        caller = Caller.of(request, 0, now)
         members = caller.waiting([0] * len(request.instances))
-        await self._bisect(_Batch(members), members, cause)
+        await self._bisect(Batch(members), members, cause)
         return caller.answer.result()
 
     def _sent_alone(self, request: PredictionRequest) -> BatchSent:
@@ -127,7 +123,7 @@ class Batching:
     async def _wait(self, request: PredictionRequest, now: float) -> PredictionResult:
         costs = self._costs(request.instances)
         self._arrivals += 1
-        caller = _Caller.of(request, self._arrivals, now)
+        caller = Caller.of(request, self._arrivals, now)
         queue = self._queues.get(caller.question)
         if queue is None:
             queue = self._queues[caller.question] = self._new_queue()
@@ -140,12 +136,12 @@ class Batching:
             self._leave(caller)
             raise
 
-    def _new_queue(self) -> BatchQueue[_Caller]:
+    def _new_queue(self) -> BatchQueue[Caller]:
         if self._cost is None:
             return BatchQueue(self._max_size)
         return PaddedBatchQueue(self._max_size, self._max_cost)
 
-    def _leave(self, caller: _Caller) -> None:
+    def _leave(self, caller: Caller) -> None:
         """Nothing more is done for `caller`, whose answer is cancelled or an error."""
         queue = self._queues.get(caller.question)
         if queue is not None:
@@ -190,18 +186,18 @@ class Batching:
             members = self._cut()
             if not members:
                 break
-            batch = self._senders[sender] = _Batch(members)
+            batch = self._senders[sender] = Batch(members)
             self._start()
             await self._send(batch, members)
             self._senders[sender] = None
 
-    def _cut(self) -> list[Waiting[_Caller]]:
+    def _cut(self) -> list[Waiting[Caller]]:
         """The batch that goes next; empty where nobody waits."""
-        members: list[Waiting[_Caller]] = []
+        members: list[Waiting[Caller]] = []
         while self._queues and not members:
             question = self._next_question()
             queue = self._queues[question]
-            members = _wanted(queue.take())
+            members = wanted(queue.take())
             if not queue:
                 del self._queues[question]
         return members
@@ -211,18 +207,18 @@ class Batching:
             return next(iter(self._queues))
         return min(self._queues, key=lambda question: self._queues[question].first)
 
-    async def _send(self, batch: _Batch, members: Sequence[Waiting[_Caller]]) -> None:
+    async def _send(self, batch: Batch, members: Sequence[Waiting[Caller]]) -> None:
         """One call for `members` of `batch`, and more where one of them may be guilty of its failure."""
-        request = _merged(members)
+        request = merged(members)
         waited = asyncio.get_running_loop().time() - min(member.caller.since for member in members)
-        self._observe(BatchSent(request.model, len(members), _callers(members), waited))
+        self._observe(BatchSent(request.model, len(members), callers(members), waited))
         try:
             result = await self._inner(request)
             answered = list(zip(members, result.predictions, strict=True))
         except CONTENT as error:
             cause = error
         except Exception as error:  # noqa: BLE001  a bug's too: each who waits for it raises it
-            _fail(members, error)
+            fail_all(members, error)
             return
         else:
             batch.answered = True
@@ -231,119 +227,14 @@ class Batching:
             return
         await self._bisect(batch, members, cause)
 
-    async def _bisect(self, batch: _Batch, members: Sequence[Waiting[_Caller]], error: DispatchError) -> None:
+    async def _bisect(self, batch: Batch, members: Sequence[Waiting[Caller]], error: DispatchError) -> None:
         """Find the guilty among `members`, who failed together with `error`."""
-        if len(members) == 1 or (isinstance(error, ServerFault) and _callers(members) == 1):
+        if len(members) == 1 or (isinstance(error, ServerFault) and callers(members) == 1):
             batch.blame(members[0], error)
             return
         middle = len(members) // 2
         for half in (members[:middle], members[middle:]):
             if batch.broken():
-                _fail(half, error)
-            elif wanted := _wanted(half):
-                await self._send(batch, wanted)
-
-
-@dataclass(slots=True, eq=False)
-class _Caller:
-    """A request that waits for `answer`; `arrival` is its number, `since` the time it came."""
-
-    request: PredictionRequest
-    question: Hashable
-    deadline: float
-    arrival: int
-    since: float
-    answer: asyncio.Future[PredictionResult]
-    predictions: list[Prediction]
-    missing: int
-    server_seconds: float = 0.0
-
-    @classmethod
-    def of(cls, request: PredictionRequest, arrival: int, since: float) -> _Caller:
-        size = len(request.instances)
-        deadline = math.inf if request.deadline is None else request.deadline
-        answer: asyncio.Future[PredictionResult] = asyncio.get_running_loop().create_future()
-        return cls(request, _question(request), deadline, arrival, since, answer, [None] * size, size)
-
-    def waiting(self, costs: Sequence[int]) -> list[Waiting[_Caller]]:
-        """Its instances, which cost `costs`."""
-        return [Waiting(self.deadline, self.arrival, i, cost, self) for i, cost in enumerate(costs)]
-
-    def take(self, position: int, prediction: Prediction, model: ModelRef, server_seconds: float) -> None:
-        """One of its predictions; the last wakes the caller."""
-        self.predictions[position] = prediction
-        self.server_seconds = max(self.server_seconds, server_seconds)
-        self.missing -= 1
-        if self.missing == 0 and not self.answer.done():
-            self.answer.set_result(PredictionResult(model, tuple(self.predictions), self.server_seconds))
-
-    def fail(self, error: Exception) -> None:
-        if not self.answer.done():
-            self.answer.set_exception(error)
-
-
-@dataclass(slots=True, eq=False)
-class _Batch:
-    """A batch in flight: whether anything of it is answered, and how many requests faulted alone."""
-
-    members: Sequence[Waiting[_Caller]]
-    answered: bool = False
-    faults: int = 0
-
-    def abandoned(self) -> bool:
-        return all(member.caller.answer.done() for member in self.members)
-
-    def broken(self) -> bool:
-        """Whether the server is to blame rather than what it was asked."""
-        return self.faults >= BROKEN and not self.answered
-
-    def blame(self, guilty: Waiting[_Caller], error: DispatchError) -> None:
-        """`error` is of this one alone: the instance's, or its request's where it is a fault."""
-        caller = guilty.caller
-        if isinstance(error, ServerFault):
-            self.faults += 1
-        if isinstance(error, InputRejectedByModel) and len(caller.predictions) > 1:
-            caller.take(guilty.position, Refusal(error.code, str(error)), caller.request.model, 0.0)
-        else:
-            caller.fail(error)
-
-
-def _question(request: PredictionRequest) -> Hashable:
-    """What requests must have in common to travel together; as text, because Python thinks True equals 1."""
-    if not request.parameters and request.server == ANY_SERVER:
-        return None
-    try:
-        return json.dumps(request.parameters, sort_keys=True), request.server
-    except (ValueError, RecursionError):
-        return object()  # it cannot be compared, and travels with nobody
-
-
-def _callers(members: Sequence[Waiting[_Caller]]) -> int:
-    return len({member.arrival for member in members})
-
-
-def _wanted(members: Sequence[Waiting[_Caller]]) -> list[Waiting[_Caller]]:
-    """Those whose callers still wait for them; those that are too late fail."""
-    now = asyncio.get_running_loop().time()
-    for member in members:
-        if member.deadline <= now:
-            member.caller.fail(DeadlineExceeded())
-    return [member for member in members if not member.caller.answer.done()]
-
-
-def _fail(members: Sequence[Waiting[_Caller]], error: Exception) -> None:
-    for member in members:
-        member.caller.fail(error)
-
-
-def _merged(members: Sequence[Waiting[_Caller]]) -> PredictionRequest:
-    """One request for all, until the latest of their deadlines; what concerns the callers is left behind."""
-    first = members[0].caller.request
-    deadline = max(member.deadline for member in members)
-    return PredictionRequest(
-        first.model,
-        tuple([member.caller.request.instances[member.position] for member in members]),
-        first.parameters,
-        first.server,
-        None if deadline == math.inf else deadline,
-    )
+                fail_all(half, error)
+            elif rest := wanted(half):
+                await self._send(batch, rest)

@@ -79,13 +79,12 @@ class GatewayProtocol(HttpToolsProtocol):
     def on_response_complete(self) -> None:
         """What uvicorn does, but for the timer: it makes and cancels one for each request."""
         self._idle_since = self.loop.time()
-        timer, self.timeout_keep_alive_task = self.timeout_keep_alive_task, None
-        if timer is None or self.pipeline:
+        if self.pipeline or self.timeout_keep_alive_task is None:
             super().on_response_complete()
             return
-        self.timeout_keep_alive_task = timer
         self.server_state.total_requests += 1
-        self.flow.resume_reading()
+        if not self.transport.is_closing():
+            self.flow.resume_reading()
 
     def _unset_keepalive_if_required(self) -> None:
         """The timer goes on: when its time has come it looks whether the connection was idle."""
@@ -140,6 +139,7 @@ class _ShortCycle:
         client = protocol.client and protocol.client[0]
         given = self._headers.get(b"x-request-id")
         self._exchange = Exchange("POST", protocol.url.decode(), client, request_id(given))
+        self._answered = False  # which is written at the end of the turn
         self._task: asyncio.Task[None] | None = None
         self._patience: asyncio.TimerHandle | None = None
 
@@ -153,7 +153,7 @@ class _ShortCycle:
             self._stop_waiting()
             if self._task is not None:
                 self._task.cancel()
-        elif not self.more_body and self._task is None and not self.response_complete:
+        elif not self.more_body and self._task is None and not self._answered:
             self._stop_waiting()
             self._begin()
 
@@ -221,6 +221,7 @@ class _ShortCycle:
         Each write to a caller who sleeps wakes it up, which costs more than the write;
         written in a row, the first wakes the process of many callers for all.
         """
+        self._answered = True
         self._exchange.status = answer.status
         self._protocol.loop.call_soon(self._write, answer)
 

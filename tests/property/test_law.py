@@ -17,8 +17,8 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from application.batch import BROKEN
 from application.fleet import Server
-from application.policies.batching import BROKEN
 from application.prediction_service import LOOK_AGAIN
 from bootstrap import pipeline
 from bootstrap.gateway import Gateway, assemble
