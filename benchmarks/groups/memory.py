@@ -18,7 +18,7 @@ if TYPE_CHECKING:
 
 NAME = "memory"
 REQUESTS, QUICK_REQUESTS = 1_000_000, 20_000
-LONGEST = 240.0  # seconds; a slower gateway answers fewer, and the table says how many
+LONGEST = 180.0  # seconds; a slower gateway answers fewer, and the table says how many
 STEP = 5.0  # seconds
 MOST, LEAST = 30_000, 1_000  # requests a second that texts are prepared for
 MEBIBYTE = 2**20
@@ -43,7 +43,7 @@ def measure(bench: Bench) -> Group:
             raise BenchmarkError("The gateway's memory cannot be seen.")
         group.figures["0"] = side.program.resident_bytes()
         while done < wanted and spent < LONGEST:
-            texts = bench.texts.unique(int(STEP * rate * 2))
+            texts = bench.texts.unique(int(STEP * rate * 5))
             sample = closed_loop(side, texts, callers=32, seconds=STEP, core=bench.load_core)
             done, spent, rate = done + sample.requests, spent + sample.seconds, max(sample.rate, LEAST)
             group.figures[str(done)] = side.program.resident_bytes()
