@@ -71,58 +71,40 @@ class PredictionRequest:
     fingerprints: Final[tuple[bytes, ...]] = ()
 
     def to(self, model: ModelRef) -> PredictionRequest:
-        """The same request to another model, or to one of its versions."""
-        return PredictionRequest(
-            model,
-            self.instances,
-            self.parameters,
-            self.server,
-            self.deadline,
-            self.partition,
-            self.cache,
-            self.bulk,
-        )
+        """The same request to another model, or to one of its versions: a question of other fingerprints."""
+        return self._with(model, self.instances, self.deadline, ())
 
     def identified(self, fingerprints: tuple[bytes, ...]) -> PredictionRequest:
         """The same request with the fingerprints of its instances."""
-        return PredictionRequest(
-            self.model,
-            self.instances,
-            self.parameters,
-            self.server,
-            self.deadline,
-            self.partition,
-            self.cache,
-            self.bulk,
-            fingerprints,
-        )
+        return self._with(self.model, self.instances, self.deadline, fingerprints)
 
     def until(self, deadline: float) -> PredictionRequest:
         """The same request with this deadline."""
+        return self._with(self.model, self.instances, deadline, self.fingerprints)
+
+    def only(self, wanted: Collection[int], fingerprints: tuple[bytes, ...]) -> PredictionRequest:
+        """The same request for the instances at `wanted` alone; `fingerprints` are those of all."""
+        instances = tuple([self.instances[i] for i in wanted])
+        return self._with(self.model, instances, self.deadline, tuple([fingerprints[i] for i in wanted]))
+
+    def _with(
+        self,
+        model: ModelRef,
+        instances: tuple[Json, ...],
+        deadline: float | None,
+        fingerprints: tuple[bytes, ...],
+    ) -> PredictionRequest:
+        """A copy; `dataclasses.replace` would take four times as long."""
         return PredictionRequest(
-            self.model,
-            self.instances,
+            model,
+            instances,
             self.parameters,
             self.server,
             deadline,
             self.partition,
             self.cache,
             self.bulk,
-            self.fingerprints,
-        )
-
-    def only(self, wanted: Collection[int], fingerprints: tuple[bytes, ...]) -> PredictionRequest:
-        """The same request for the instances at `wanted` alone; `fingerprints` are those of all."""
-        return PredictionRequest(
-            self.model,
-            tuple([self.instances[i] for i in wanted]),
-            self.parameters,
-            self.server,
-            self.deadline,
-            self.partition,
-            self.cache,
-            self.bulk,
-            tuple([fingerprints[i] for i in wanted]),
+            fingerprints,
         )
 
 
