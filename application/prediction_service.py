@@ -42,6 +42,13 @@ class PredictionService:
 
         Raises a DispatchError; InputRejectedByModel points at every instance the model refused.
         """
+        result = await self.predict_each(request)
+        if Refusal in map(type, result.predictions):
+            self._refuse(result)
+        return result
+
+    async def predict_each(self, request: PredictionRequest) -> PredictionResult:
+        """The same, with a Refusal in the place of each instance that the model refused."""
         if request.server is not ANY_SERVER:
             self._check_address(request)
         try:
@@ -51,10 +58,7 @@ class PredictionService:
             model = self._fleet.resolve(request.model, request.server)
         if model != request.model:
             request = request.to(model)
-        result = await self._pipeline(model).predict(request)
-        if Refusal in map(type, result.predictions):
-            self._refuse(result)
-        return result
+        return await self._pipeline(model).predict(request)
 
     def recall(self, request: PredictionRequest) -> PredictionResult | PredictionRequest:
         """What `predict` would answer, where that is known without waiting; else what it is to be asked."""

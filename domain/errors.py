@@ -7,12 +7,16 @@ DispatchError
 │   ├── PayloadTooLarge
 │   ├── ModelNotFound
 │   ├── VersionNotFound
+│   ├── JobNotFound
+│   ├── JobConflict              the job is not in a state for that
 │   └── InputRejectedByModel     what the model's handler said, passed on
 ├── DeadlineExceeded           the caller's time is over
 ├── Unavailable                refused before any work was done; may succeed later
 │   ├── Overloaded
-│   └── NoServerAvailable        every server of the model is down or not ready
+│   ├── NoServerAvailable        every server of the model is down or not ready
+│   └── QueueUnavailable         the job could not be recorded and queued
 ├── InternalError              our own mistake
+│   └── WorkerLost               whoever began the work died, again and again
 └── ServerError                one attempt failed; another may succeed
     ├── ServerUnreachable
     ├── ServerTimeout
@@ -81,6 +85,14 @@ class VersionNotFound(RequestRejected):
     """No such version of the model is served."""
 
 
+class JobNotFound(RequestRejected):
+    """No such job is known."""
+
+
+class JobConflict(RequestRejected):
+    """The job is not in a state in which this can be done."""
+
+
 class InputRejectedByModel(RequestRejected):
     """The model refused the input.
 
@@ -115,8 +127,16 @@ class NoServerAvailable(Unavailable):
     """No server that serves this model is ready."""
 
 
+class QueueUnavailable(Unavailable):
+    """The job could not be recorded and queued; it was not accepted."""
+
+
 class InternalError(DispatchError):
     """The dispatcher itself failed; its log has the cause, under this request's id."""
+
+
+class WorkerLost(InternalError):
+    """Every worker that began this job died before it was done."""
 
 
 class ServerError(DispatchError):

@@ -1,0 +1,281 @@
+"""Accepting jobs, and telling what becomes of them."""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import uuid
+from dataclasses import dataclass, field
+from functools import partial
+from typing import TYPE_CHECKING
+
+from application.gathering import Gathering
+from application.job_watch import JobWatch
+from domain.errors import InvalidRequest, JobConflict, QueueUnavailable
+from domain.job import Chunk, Job, JobStatus, events_after
+from domain.ports import Change, NewJob
+from domain.webhook import Delivery
+
+if TYPE_CHECKING:
+    from collections.abc import AsyncIterator, Callable, Mapping, Sequence
+
+    from application.job_records import JobRecords
+    from domain.job import JobEvent
+    from domain.ports import Created, IdempotencyKey, JobQueue, Page
+    from domain.prediction import Json, ModelRef
+
+CHUNK = 500  # instances that are queued and worked together, at most
+BUNDLE = 32  # chunks that travel to the queue together; measured, ../docs/decisions/0008-jobs.md
+MOST_PUBLISHED = 256  # chunks of one job that are handed to the queue at once
+
+
+@dataclass(frozen=True, slots=True)
+class Submission:
+    """What a caller wants done; `timeout` and `retention` as in Job, in seconds.
+
+    `idempotency` is the caller's `Idempotency-Key` with the fingerprint of what it sends.
+    """
+
+    model: ModelRef
+    timeout: float
+    retention: float
+    parameters: Mapping[str, Json] = field(default_factory=dict)
+    partition: str = ""
+    bulk: bool = False
+    webhook: str | None = None
+    idempotency: IdempotencyKey | None = None
+
+
+class JobService:
+    """Jobs from their acceptance to their answer.
+
+    `clock` tells Unix time, `check` raises ModelNotFound or VersionNotFound for what nobody serves.
+    """
+
+    def __init__(
+        self,
+        records: JobRecords,
+        queue: JobQueue,
+        *,
+        clock: Callable[[], float],
+        check: Callable[[ModelRef], None],
+    ) -> None:
+        self._records = records
+        self._store = records.store
+        self._queue = queue
+        self._clock = clock
+        self._check = check
+        self._watch = JobWatch()
+        self._store.listen(self._watch.heard)
+        self._publish = {
+            bulk: Gathering(partial(self._hand_over, bulk=bulk), most=BUNDLE) for bulk in (False, True)
+        }
+
+    # --- accepting
+
+    async def submit(self, submission: Submission, instances: Sequence[Json]) -> Job:
+        """Accept work of at most CHUNK instances: it is recorded and queued, durably, once this returns.
+
+        The job that the idempotency key has named before, if it has. Raises QueueUnavailable, Overloaded,
+        and InvalidRequest where that key was for something else.
+        """
+        self._check(submission.model)
+        return await self._accept(self._new(submission, len(instances)), submission, encode(instances))
+
+    async def submit_chunks(self, submission: Submission, chunks: AsyncIterator[tuple[int, bytes]]) -> Job:
+        """The same for any number of instances, as they come.
+
+        `chunks` are JSON lists with their lengths, all but the last of CHUNK. What it raises, this does.
+        """
+        self._check(submission.model)
+        job_id, total, index = new_id(), 0, 0
+        try:
+            async for size, instances in chunks:
+                await self._store.put_instances([(Chunk(job_id, index), instances)])
+                total, index = total + size, index + 1
+        except BaseException:
+            await self._forget(job_id)
+            raise
+        return await self._accept(self._new(submission, total, job_id), submission, None)
+
+    async def submit_and_wait(
+        self, submission: Submission, instances: Sequence[Json], until: float
+    ) -> tuple[Job, bytes | None]:
+        """`submit`, and then `wait` and the outcomes, where it is over by then."""
+        self._check(submission.model)
+        job = self._new(submission, len(instances))
+        with self._watch.watch(job.id) as watcher:
+            job = await self._accept(job, submission, encode(instances))
+            while not job.over and await watcher.changed(until):
+                job = await self._records.get(job.id)
+        return job, await self._records.outcomes(Chunk(job.id, 0)) if job.over else None
+
+    def _new(self, submission: Submission, total: int, job_id: str | None = None) -> Job:
+        now = self._clock()
+        return Job(
+            job_id or new_id(),
+            submission.model,
+            total,
+            CHUNK,
+            now,
+            now + submission.timeout,
+            submission.retention,
+            submission.parameters,
+            submission.partition,
+            submission.bulk,
+            changed_at=now,
+            webhook=None if submission.webhook is None else Delivery(submission.webhook),
+        )
+
+    async def _accept(self, job: Job, submission: Submission, instances: bytes | None) -> Job:
+        created = await self._records.create(NewJob(job, instances, submission.idempotency))
+        if created.id != job.id:
+            return await self._accepted_before(job, created, submission.idempotency)
+        try:
+            await self._enqueue(job)
+        except BaseException:
+            # It was not accepted: should its message be out all the same, whoever gets that finds no job.
+            await self._forget(job.id)
+            raise
+        return job
+
+    async def _accepted_before(self, new: Job, created: Created, key: IdempotencyKey | None) -> Job:
+        await self._forget(new.id)
+        if key is None or created.fingerprint != key.fingerprint:
+            raise InvalidRequest("This Idempotency-Key was used for another request; choose a new one.")
+        job = await self._records.get(created.id)
+        if job.status is JobStatus.QUEUED:
+            await self._enqueue(job)  # whoever recorded it may have died before this
+        return job
+
+    async def _enqueue(self, job: Job) -> None:
+        chunks = job.open_chunks()
+        if len(chunks) == 1:
+            await self._publish[job.bulk](chunks[0])
+            return
+        for start in range(0, len(chunks), MOST_PUBLISHED):
+            await self._queue.publish(chunks[start : start + MOST_PUBLISHED], bulk=job.bulk)
+
+    async def _forget(self, job_id: str) -> None:
+        with contextlib.suppress(QueueUnavailable):
+            await self._store.delete([job_id])
+
+    async def _hand_over(self, chunks: Sequence[Chunk], *, bulk: bool) -> Sequence[None]:
+        await self._queue.publish(chunks, bulk=bulk)
+        return [None] * len(chunks)
+
+    # --- telling
+
+    async def get(self, job_id: str) -> Job:
+        """The job. Raises JobNotFound."""
+        return await self._records.get(job_id)
+
+    async def position(self, job: Job) -> int | None:
+        """How many jobs of its kind will be begun before it; None where it is not queued."""
+        return await self._store.position(job) if job.status is JobStatus.QUEUED else None
+
+    async def page(
+        self,
+        limit: int,
+        *,
+        before: int | None = None,
+        status: JobStatus | None = None,
+        model: str | None = None,
+    ) -> Page:
+        """As JobStore.page."""
+        return await self._store.page(limit, before=before, status=status, model=model)
+
+    async def wait(self, job_id: str, until: float) -> Job:
+        """The job, once it is over or at `until`, of the event loop's clock. Raises JobNotFound."""
+        with self._watch.watch(job_id) as watcher:
+            while True:
+                job = await self._records.get(job_id)
+                if job.over or not await watcher.changed(until):
+                    return job
+
+    async def events(
+        self, job_id: str, last: tuple[int, int] = (0, 0)
+    ) -> AsyncIterator[tuple[JobEvent, Job] | None]:
+        """What happens to the job after the event `last`, until it is over; None now and then meanwhile.
+
+        Raises JobNotFound, also when it is forgotten meanwhile.
+        """
+        with self._watch.watch(job_id) as watcher:
+            while True:
+                job = await self._records.get(job_id)
+                news = events_after(job, last)
+                for event in news:
+                    last = event.id
+                    yield event, job
+                if job.over:
+                    return
+                if not news:
+                    yield None
+                await watcher.changed()
+
+    async def outcomes(self, job_id: str) -> AsyncIterator[bytes]:
+        """The outcomes (job_runner.outcome_line) of all instances, in order and as they come, in pieces.
+
+        An instance that was not asked before the job's end has an error. Raises JobNotFound.
+        """
+        with self._watch.watch(job_id) as watcher:
+            job, chunk = await self._records.get(job_id), 0
+            while chunk < job.chunks:
+                if job.has_finished(chunk):
+                    yield await self._records.outcomes(Chunk(job_id, chunk)) or b""
+                    chunk += 1
+                elif job.over:
+                    yield _not_asked(job) * job.size(chunk)
+                    chunk += 1
+                else:
+                    await watcher.changed()
+                    job = await self._records.get(job_id)
+
+    # --- changing
+
+    async def cancel(self, job_id: str) -> Job:
+        """End the job; what is being asked for it is asked in vain. Raises JobNotFound, JobConflict."""
+        job = await self._records.get(job_id)
+        return await self._changed(job, lambda job: Change(job.canceled(self._clock())))
+
+    async def replay(self, job_id: str) -> Job:
+        """Work a failed job once more, in as much time as it had. Raises JobNotFound, JobConflict."""
+        job = await self._records.get(job_id)
+
+        def replayed(job: Job) -> Change:
+            now = self._clock()
+            return Change(job.replayed(now, now + job.expires_at - job.created_at))
+
+        job = await self._changed(job, replayed)
+        await self._enqueue(job)
+        return job
+
+    async def notify_again(self, job_id: str) -> Job:
+        """Call the webhook of a job that is over again, now. Raises JobNotFound, JobConflict."""
+        job = await self._records.get(job_id)
+
+        def again(job: Job) -> Change:
+            if job.webhook is None or not job.over:
+                raise JobConflict("The job has no webhook, or is not over.")
+            now = self._clock()
+            return Change(job.notified(job.webhook.scheduled(now), now))
+
+        return await self._changed(job, again)
+
+    async def _changed(self, job: Job, change: Callable[[Job], Change]) -> Job:
+        return await self._records.change(job, change) or await self._records.get(job.id)
+
+
+def new_id() -> str:
+    """A job's id; unguessable, as it is all one needs to read it."""
+    return str(uuid.uuid4())
+
+
+def encode(instances: Sequence[Json]) -> bytes:
+    """A chunk's instances as they are stored."""
+    return json.dumps(instances, separators=(",", ":")).encode()
+
+
+def _not_asked(job: Job) -> bytes:
+    detail = f"The job was {job.status} before this instance was asked."
+    return json.dumps({"error": {"kind": "job-conflict", "detail": detail, "code": None}}).encode() + b"\n"

@@ -1,0 +1,236 @@
+"""A job: work that was accepted, and what becomes of it.
+
+    queued ──► running ──► succeeded   every instance was asked, and at least one answered
+       │          ├──────► failed      given up: none was answered; a person may replay it
+       ├──────────┼──────► canceled
+       └──────────┴──────► expired
+
+A job is over in exactly one of the last four states, and nothing changes it any more: whoever comes later,
+with a second delivery of the same work or a late cancellation, is told None or JobConflict. Only a person
+leads one out of `failed`, by `replayed`. Times are in seconds since the epoch (Unix time).
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field, replace
+from enum import StrEnum
+from typing import TYPE_CHECKING, NamedTuple
+
+from domain.error_response import kind
+from domain.errors import InputRejectedByModel, JobConflict
+
+if TYPE_CHECKING:
+    from collections.abc import Mapping
+
+    from domain.errors import DispatchError
+    from domain.prediction import Json, ModelRef
+    from domain.webhook import Delivery
+
+
+class JobStatus(StrEnum):
+    """Where a job is in its life."""
+
+    QUEUED = "queued"  # accepted, and nobody has begun
+    RUNNING = "running"  # some of it was begun
+    SUCCEEDED = "succeeded"  # over: at least one instance was answered
+    FAILED = "failed"  # over: no instance was answered, `error` says why
+    CANCELED = "canceled"  # over: its owner did not want it any more
+    EXPIRED = "expired"  # over: its time came first
+
+
+OVER = frozenset({JobStatus.SUCCEEDED, JobStatus.FAILED, JobStatus.CANCELED, JobStatus.EXPIRED})
+
+
+class Chunk(NamedTuple):
+    """A part of a job's instances that is queued, worked and stored as one; `number` counts from 0."""
+
+    job: str
+    number: int
+
+
+@dataclass(frozen=True, slots=True)
+class Failure:
+    """Why there is no prediction: the kind of error (error_response.kind), and what was said.
+
+    `code` is the model's own, 400 to 499, where it refused.
+    """
+
+    kind: str
+    detail: str
+    code: int | None = None
+
+    @classmethod
+    def of(cls, error: DispatchError) -> Failure:
+        code = error.code if isinstance(error, InputRejectedByModel) else None
+        return cls(kind(type(error)), str(error), code)
+
+
+@dataclass(frozen=True, slots=True)
+class Job:
+    """One job as it is recorded; its instances and their outcomes are kept beside it, by chunk.
+
+    `finished` has bit i set when chunk i of `chunks` is; `attempts` counts how often each chunk was begun
+    that is not. `done` and `failed` count instances of finished chunks, of `total`; all chunks but the last
+    have `chunk_size`. `revision` counts the
+    changes of this record, so that of two that change the same one only one does (compare and set).
+    `expires_at` is when it is given up; it is forgotten `retention` seconds after it is over.
+    """
+
+    id: str
+    model: ModelRef
+    total: int
+    chunk_size: int
+    created_at: float
+    expires_at: float
+    retention: float
+    parameters: Mapping[str, Json] = field(default_factory=dict)
+    partition: str = ""
+    bulk: bool = False
+    status: JobStatus = JobStatus.QUEUED
+    finished: int = 0
+    done: int = 0
+    failed: int = 0
+    attempts: Mapping[int, int] = field(default_factory=dict)
+    most_attempts: int = 0  # of any chunk, so far
+    replays: int = 0
+    answered_by: str | None = None  # the version that did
+    changed_at: float = 0.0
+    started_at: float | None = None
+    completed_at: float | None = None
+    error: Failure | None = None
+    webhook: Delivery | None = None
+    revision: int = 0
+
+    @property
+    def over(self) -> bool:
+        return self.status in OVER
+
+    @property
+    def chunks(self) -> int:
+        """How many there are."""
+        return -(-self.total // self.chunk_size)
+
+    def size(self, chunk: int) -> int:
+        """The number of instances in `chunk`."""
+        return min(self.chunk_size, self.total - chunk * self.chunk_size)
+
+    def has_finished(self, chunk: int) -> bool:
+        return bool(self.finished >> chunk & 1)
+
+    def open_chunks(self) -> tuple[Chunk, ...]:
+        """Those that are to be worked still; none once it is over."""
+        if self.over:
+            return ()
+        return tuple(Chunk(self.id, i) for i in range(self.chunks) if not self.has_finished(i))
+
+    def begun(self, chunk: int, now: float) -> Job | None:
+        """After one more attempt at `chunk` has begun; None where there is nothing left to do."""
+        if self.over or self.has_finished(chunk):
+            return None
+        attempt = self.attempts.get(chunk, 0) + 1
+        return self._changed(
+            now,
+            status=JobStatus.RUNNING,
+            started_at=now if self.started_at is None else self.started_at,
+            attempts={**self.attempts, chunk: attempt},
+            most_attempts=max(self.most_attempts, attempt),
+        )
+
+    def chunk_finished(
+        self, chunk: int, now: float, *, failed: int, error: Failure | None, version: str | None
+    ) -> Job | None:
+        """After `chunk` is worked; `failed` of its instances have no prediction, because of `error`.
+
+        None where that came too late: the first to finish a chunk has, and an end is an end.
+        """
+        if self.over or self.has_finished(chunk):
+            return None
+        done, all_failed = self.done + self.size(chunk) - failed, self.failed + failed
+        finished = self.finished | 1 << chunk
+        last = finished == (1 << self.chunks) - 1
+        status = JobStatus.RUNNING
+        if last:
+            status = JobStatus.SUCCEEDED if done else JobStatus.FAILED
+        return self._changed(
+            now,
+            status=status,
+            finished=finished,
+            done=done,
+            failed=all_failed,
+            attempts={i: n for i, n in self.attempts.items() if i != chunk},
+            answered_by=version or self.answered_by,
+            error=error or self.error,
+        )
+
+    def canceled(self, now: float) -> Job:
+        """After its owner has given it up. Raises JobConflict where it is over."""
+        if self.over:
+            raise JobConflict(f"The job is {self.status} already.")
+        return self._changed(now, status=JobStatus.CANCELED)
+
+    def expired(self, now: float) -> Job | None:
+        """After its time; None where it is over, or has time left."""
+        if self.over or now < self.expires_at:
+            return None
+        return self._changed(now, status=JobStatus.EXPIRED)
+
+    def replayed(self, now: float, expires_at: float) -> Job:
+        """To be worked once more, all of it. Raises JobConflict unless it failed."""
+        if self.status is not JobStatus.FAILED:
+            raise JobConflict(f"Only a failed job can be replayed; this one is {self.status}.")
+        return self._changed(
+            now,
+            status=JobStatus.QUEUED,
+            expires_at=expires_at,
+            finished=0,
+            done=0,
+            failed=0,
+            attempts={},
+            replays=self.replays + 1,
+            started_at=None,
+            completed_at=None,
+            error=None,
+        )
+
+    def notified(self, delivery: Delivery, now: float) -> Job:
+        """After something has happened to its webhook."""
+        return self._changed(now, webhook=delivery)
+
+    def due(self) -> float:
+        """When something is to be done about it: it expires, is told to its webhook, or is forgotten."""
+        if self.completed_at is None:
+            return self.expires_at
+        forget = self.completed_at + self.retention
+        if self.webhook is None or self.webhook.next_at is None:
+            return forget
+        return self.webhook.next_at
+
+    def _changed(self, now: float, **values: object) -> Job:
+        changed = replace(self, changed_at=now, revision=self.revision + 1, **values)  # type: ignore[arg-type]
+        if not changed.over or self.over:
+            return changed
+        webhook = changed.webhook and changed.webhook.scheduled(now)
+        return replace(changed, completed_at=now, attempts={}, webhook=webhook)
+
+
+class JobEvent(NamedTuple):
+    """Something that has happened to a job; `id` sorts after those before it."""
+
+    id: tuple[int, int]
+    name: str
+
+
+def events_after(job: Job, last: tuple[int, int]) -> list[JobEvent]:
+    """What has happened to `job` since the event `last` ((0, 0): since ever), from its record alone.
+
+    Of progress only the latest is told: each such event says how far the job is.
+    """
+    finished = job.finished.bit_count()
+    happened = [JobEvent((job.replays, 1), JobStatus.QUEUED.value)]
+    if job.started_at is not None:
+        happened.append(JobEvent((job.replays, 2), JobStatus.RUNNING.value))
+    if finished:
+        happened.append(JobEvent((job.replays, 2 + finished), "progress"))
+    if job.over:
+        happened.append(JobEvent((job.replays, 3 + job.chunks), job.status.value))
+    return [event for event in happened if event.id > last]
