@@ -14,7 +14,7 @@ FROM python:3.12-slim
 # at /run/torchserve gets the folder's owner, whichever container comes first.
 RUN groupadd --gid 10001 dispatcher \
  && useradd --uid 10001 --gid dispatcher --no-create-home --shell /usr/sbin/nologin dispatcher \
- && install -d -o dispatcher -g dispatcher -m 0700 /run/torchserve
+ && install -d -o dispatcher -g dispatcher -m 0700 /run/torchserve /var/lib/dispatcher
 COPY --from=build /venv /venv
 WORKDIR /app
 COPY dispatcher.toml ./
@@ -23,9 +23,11 @@ COPY application/ application/
 COPY infrastructure/ infrastructure/
 COPY bootstrap/ bootstrap/
 COPY interface/ interface/
-ENV PATH=/venv/bin:$PATH PYTHONUNBUFFERED=1
+ENV PATH=/venv/bin:$PATH PYTHONUNBUFFERED=1 DISPATCHER_JOBS__PATH=/var/lib/dispatcher/jobs.sqlite
 RUN python -m compileall -q .
 USER 10001:10001
+# Jobs, where no Redis and RabbitMQ are configured for them.
+VOLUME /var/lib/dispatcher
 EXPOSE 8000
 HEALTHCHECK --interval=10s --timeout=5s --start-period=30s --retries=3 CMD ["python", "-c", \
  "from http.client import HTTPConnection as C; c = C('127.0.0.1', 8000, timeout=4); c.request('GET', '/health/live'); exit(c.getresponse().status != 200)"]

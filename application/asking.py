@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import json
+import logging
 from typing import TYPE_CHECKING, TypeAlias
 
 from domain.error_response import kind
@@ -11,6 +12,7 @@ from domain.errors import (
     DeadlineExceeded,
     DispatchError,
     InputRejectedByModel,
+    InternalError,
     InvalidRequest,
     ModelNotFound,
     PayloadTooLarge,
@@ -31,6 +33,8 @@ if TYPE_CHECKING:
     from domain.ports import Predictor
     from domain.prediction import Json, Prediction
 
+LOGGER = logging.getLogger("dispatcher.jobs")
+
 Outcome: TypeAlias = "Prediction | Failure"
 
 GROUP = 32  # instances in one request
@@ -39,23 +43,29 @@ FAULTS = 3  # that a model may answer to one instance
 UNKNOWN = 60.0  # seconds that a model may be unknown: its server may be starting
 FIRST_PAUSE, LONGEST_PAUSE = 0.1, 5.0  # seconds between two attempts
 
-GUILTY = (InputRejectedByModel, InvalidRequest, PayloadTooLarge, ServerFault, ServerTimeout)
+LATE = 2  # times in a row that many instances may be late together
+
+AGAIN = (ServerFault, ServerTimeout, InternalError)
+"""What another attempt may end otherwise."""
+GUILTY = (InputRejectedByModel, InvalidRequest, PayloadTooLarge, DeadlineExceeded, *AGAIN)
 """What one instance may bring upon its neighbours."""
-AGAIN = (ServerFault, ServerTimeout)
-"""Those of them that another attempt may end otherwise."""
 PASSING = (Unavailable, DeadlineExceeded, ServerBusy, ServerUnreachable)
 """What passes with time, whatever is asked."""
 GONE = (ModelNotFound, VersionNotFound)
 
 
 class Asking:
-    """Asks `predict` about the instances of one job. `chance`, in [0, 1), spreads attempts (full jitter).
+    """Asks `predict` about the instances of one job. `chance`, in [0, 1), spreads attempts (equal jitter).
 
-    It goes on for ever where nobody can answer: whoever asks sets a limit. `version` answered last.
+    It goes on for ever where nobody can answer: whoever asks sets a limit, and is told by `answered` of
+    every answer. `version` answered last.
     """
 
-    def __init__(self, job: Job, predict: Predictor, chance: Callable[[], float]) -> None:
+    def __init__(
+        self, job: Job, predict: Predictor, *, chance: Callable[[], float], answered: Callable[[], None]
+    ) -> None:
         self.version: str | None = None
+        self._answered = answered
         self._job = job
         self._predict = predict
         self._chance = chance
@@ -106,20 +116,31 @@ class Asking:
         request = PredictionRequest(
             job.model, tuple(instances), job.parameters, partition=job.partition, bulk=job.bulk
         )
-        unknown_until = asyncio.get_running_loop().time() + UNKNOWN
-        failures = 0
+        loop = asyncio.get_running_loop()
+        failures, late, gone_since = 0, 0, None
         while True:
             try:
                 result = await self._predict(request)
-            except PASSING:
-                failures += 1
+            except PASSING as error:
+                gone_since = None
+                late = late + 1 if isinstance(error, DeadlineExceeded) else 0
+                if late == LATE and len(instances) > 1:
+                    raise  # one of them may hang
             except GONE:
-                failures += 1
-                if asyncio.get_running_loop().time() > unknown_until:
+                gone_since = loop.time() if gone_since is None else gone_since
+                if loop.time() - gone_since > UNKNOWN:
                     raise
+            except DispatchError:
+                self._answered()  # in a way: somebody worked on it
+                raise
+            except Exception as error:
+                LOGGER.exception("instances of job %s could not be asked", job.id)
+                raise InternalError from error
             else:
                 self.version = result.model.version or self.version
+                self._answered()
                 return [_outcome(each) for each in result.predictions]
+            failures += 1
             await self._pause(failures)
 
     async def _pause(self, failures: int) -> None:

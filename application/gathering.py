@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 from typing import TYPE_CHECKING, Generic, TypeVar
 
-from domain.errors import Overloaded
+from domain.errors import InternalError, Overloaded
 
 if TYPE_CHECKING:
     from collections.abc import Awaitable, Callable, Sequence
@@ -37,19 +37,22 @@ class Gathering(Generic[T, R]):
         self._at_once = at_once
         self._allowed = waiting
         self._waiting: list[tuple[T, asyncio.Future[R]]] = []
+        self._under_way = 0
         self._tasks: set[asyncio.Task[None]] = set()
 
-    async def __call__(self, item: T) -> R:
-        """The result of `work` for `item`."""
+    def __call__(self, item: T) -> asyncio.Future[R]:
+        """The result of `work` for `item`, to be awaited."""
         if len(self._waiting) >= self._allowed:
             raise Overloaded("Too many jobs are on their way to the queue.")
-        result: asyncio.Future[R] = asyncio.get_running_loop().create_future()
+        loop = asyncio.get_running_loop()
+        result: asyncio.Future[R] = loop.create_future()
         self._waiting.append((item, result))
-        if len(self._tasks) < self._at_once:
-            task = asyncio.create_task(self._run())
+        if self._under_way < self._at_once:
+            self._under_way += 1
+            task = loop.create_task(self._run())
             self._tasks.add(task)
             task.add_done_callback(self._tasks.discard)
-        return await result
+        return result
 
     async def aclose(self) -> None:
         """Wait until all is done that was asked for."""
@@ -57,25 +60,29 @@ class Gathering(Generic[T, R]):
             await asyncio.wait(self._tasks)
 
     async def _run(self) -> None:
-        while self._waiting:
-            bundle, self._waiting = self._waiting[: self._most], self._waiting[self._most :]
-            try:
-                results = await self._work([item for item, _ in bundle])
-            except BaseException as error:  # all who wait raise it
-                for _, waiter in bundle:
-                    _fail(waiter, error)
-                if not isinstance(error, Exception):
-                    raise
-            else:
-                for (_, waiter), result in zip(bundle, results, strict=True):
-                    if not waiter.done():
-                        waiter.set_result(result)
+        try:
+            while self._waiting:
+                bundle, self._waiting = self._waiting[: self._most], self._waiting[self._most :]
+                await self._together(bundle)
+        finally:
+            # Not when the task is seen to be done: whoever comes between would wait for nobody.
+            self._under_way -= 1
 
-
-def _fail(waiter: asyncio.Future[R], error: BaseException) -> None:
-    if waiter.done():
-        return
-    if isinstance(error, asyncio.CancelledError):
-        waiter.cancel()
-    else:
-        waiter.set_exception(error)
+    async def _together(self, bundle: Sequence[tuple[T, asyncio.Future[R]]]) -> None:
+        try:
+            results = await self._work([item for item, _ in bundle])
+            if len(results) != len(bundle):
+                raise InternalError(f"{len(results)} results for {len(bundle)} items")  # noqa: TRY301
+        except Exception as error:  # noqa: BLE001  # all who wait for it raise it
+            for _, waiter in bundle:
+                if not waiter.done():
+                    waiter.set_exception(error)
+        except BaseException:
+            for _, waiter in (*bundle, *self._waiting):  # nobody will go on with it
+                waiter.cancel()
+            self._waiting = []
+            raise
+        else:
+            for (_, waiter), result in zip(bundle, results, strict=True):
+                if not waiter.done():
+                    waiter.set_result(result)

@@ -3,91 +3,86 @@
 from __future__ import annotations
 
 import asyncio
-import json
 import logging
-from datetime import UTC, datetime
+from functools import partial
 from typing import TYPE_CHECKING
 
-from domain.errors import QueueUnavailable
+from application.webhook_calls import WebhookCalls
+from domain.errors import Unavailable
 from domain.job import JobStatus
 from domain.ports import Change
 
 if TYPE_CHECKING:
-    from collections.abc import Callable
+    from collections.abc import Awaitable, Callable, Sequence
 
     from application.job_records import JobRecords
     from domain.job import Job
     from domain.ports import JobQueue, WebhookSender
-    from domain.webhook import Delivery
 
 LOGGER = logging.getLogger("dispatcher.jobs")
 
 EVERY = 1.0  # seconds between two looks
 MOST = 200  # jobs at one look
-CLAIM = 60.0  # seconds that whoever calls a webhook has for it; longer than its timeout
 SEARCH_EVERY = 30.0  # seconds between two searches for lost jobs
 QUEUED_LOST = 30.0  # seconds that a job waits although the queue is empty
 RUNNING_LOST = 1_800.0  # seconds without a change; RabbitMQ delivers again what takes longer
+MOST_PUBLISHED = 256  # chunks that are handed to the queue at once
 
 
 class Housekeeping:
-    """Looks after the jobs of a store; several may, at once. `clock` tells Unix time."""
+    """Looks after the jobs of a store; several may, at once.
+
+    `clock` tells Unix time; `chance`, in [0, 1), spreads what several would do at once.
+    """
 
     def __init__(
-        self, records: JobRecords, queue: JobQueue, send: WebhookSender, *, clock: Callable[[], float]
+        self,
+        records: JobRecords,
+        queue: JobQueue,
+        send: WebhookSender,
+        *,
+        clock: Callable[[], float],
+        chance: Callable[[], float] = lambda: 0.0,
     ) -> None:
         self._records = records
         self._store = records.store
         self._queue = queue
-        self._send = send
         self._clock = clock
-        self._sending: set[asyncio.Task[None]] = set()
+        self._chance = chance
+        self._calls = WebhookCalls(records, send, clock=clock, chance=chance)
 
     async def run(self) -> None:
-        """Go on until cancelled."""
-        loop = asyncio.get_running_loop()
-        search_at = loop.time() + SEARCH_EVERY
+        """Go on until cancelled; calls that are under way are then ended, within a few seconds."""
+        search = partial(self.search, queued=QUEUED_LOST, running=RUNNING_LOST)
         try:
-            while True:
-                try:
-                    await self.tidy()
-                    if loop.time() >= search_at:
-                        await self.search(queued=QUEUED_LOST, running=RUNNING_LOST)
-                        search_at = loop.time() + SEARCH_EVERY
-                except QueueUnavailable as error:
-                    LOGGER.debug("jobs are not looked after: %s", error)
-                except Exception:
-                    LOGGER.exception("jobs could not be looked after")
-                await asyncio.sleep(EVERY)
+            async with asyncio.TaskGroup() as tasks:
+                tasks.create_task(_again_and_again(self.tidy, first=0.0, every=EVERY))
+                first = SEARCH_EVERY * (0.5 + self._chance())
+                tasks.create_task(_again_and_again(search, first=first, every=SEARCH_EVERY))
         finally:
-            for task in self._sending:
-                task.cancel()
-            await asyncio.gather(*self._sending, return_exceptions=True)
+            await self._calls.aclose()
 
     async def tidy(self) -> None:
-        """Do what is due."""
+        """Do what is due, and begin to call webhooks that are. Raises QueueUnavailable, Overloaded."""
         while ids := await self._store.due(self._clock(), MOST):
-            forgotten = []
-            for job in await self._store.load(ids):
-                if job is None or job.due() > self._clock():
-                    continue
-                if not job.over:
-                    await self._records.change(job, self._expired)
-                elif job.webhook is not None and job.webhook.next_at is not None:
-                    await self._notify(job, job.webhook)
-                else:
-                    forgotten.append(job.id)
+            found = zip(ids, await self._store.load(ids), strict=True)
+            jobs = {job_id: job for job_id, job in found if job is not None and not self._is_past(job)}
+            forgotten = [job_id for job_id in ids if job_id not in jobs]
             if forgotten:
                 await self._store.delete(forgotten)
-            if len(ids) < MOST:
+            changed = await self._look_after(list(jobs.values()))
+            if len(ids) < MOST or not (forgotten or changed):
                 return
 
     async def search(self, *, queued: float, running: float) -> None:
         """Queue again what nobody has: jobs without a change for so many seconds, while no queue has any."""
         for bulk in (False, True):
-            if await self._queue.is_empty(bulk=bulk):
+            if not await self._queue.is_empty(bulk=bulk):
+                continue
+            oldest = (await self._store.backlog(bulk=bulk)).oldest
+            if oldest is not None and oldest <= self._clock() - queued:
                 await self._search(JobStatus.QUEUED, queued, bulk=bulk)
-                await self._search(JobStatus.RUNNING, running, bulk=bulk)
+            await self._search(JobStatus.RUNNING, running, bulk=bulk)
 
     async def _search(self, status: JobStatus, age: float, *, bulk: bool) -> None:
         before, unchanged_since = None, self._clock() - age
@@ -101,50 +96,46 @@ class Housekeeping:
             ]
             if lost:
                 LOGGER.warning("chunks of jobs that nobody worked are queued again: %d", len(lost))
-                await self._queue.publish(lost, bulk=bulk)
+            for start in range(0, len(lost), MOST_PUBLISHED):
+                await self._queue.publish(lost[start : start + MOST_PUBLISHED], bulk=bulk)
             before = page.next
             if before is None:
                 return
+
+    def _is_past(self, job: Job) -> bool:
+        """Whether it is due to be forgotten."""
+        told = job.webhook is None or job.webhook.next_at is None
+        return job.over and told and job.due() <= self._clock()
+
+    async def _look_after(self, jobs: Sequence[Job]) -> bool:
+        """Whether anything was to be done. What goes wrong with one job does not disturb the others."""
+        results = await asyncio.gather(*map(self._do_what_is_due, jobs), return_exceptions=True)
+        for job, result in zip(jobs, results, strict=True):
+            if isinstance(result, Unavailable):
+                raise result
+            if isinstance(result, BaseException):
+                LOGGER.error("job %s could not be looked after", job.id, exc_info=result)
+        return any(result is True for result in results)
+
+    async def _do_what_is_due(self, job: Job) -> bool:
+        if job.due() > self._clock():
+            return False
+        if job.over:
+            return await self._calls.begin(job)
+        return await self._records.change(job, self._expired) is not None
 
     def _expired(self, job: Job) -> Change | None:
         expired = job.expired(self._clock())
         return None if expired is None else Change(expired)
 
-    async def _notify(self, job: Job, delivery: Delivery) -> None:
-        """Claim the call and make it, without waiting for it; whoever dies meanwhile has it made again."""
-        until = self._clock() + CLAIM
 
-        def claim(now_job: Job) -> Change | None:
-            if now_job.webhook != delivery:
-                return None
-            return Change(now_job.notified(delivery.claimed(until), self._clock()))
-
-        claimed = await self._records.change(job, claim)
-        if claimed is not None:
-            task = asyncio.create_task(self._call(claimed))
-            self._sending.add(task)
-            task.add_done_callback(self._sending.discard)
-
-    async def _call(self, job: Job) -> None:
-        assert job.webhook is not None  # it was claimed
-        attempt = await self._send(job.webhook.url, job.id, message(job), self._clock())
-
-        def attempted(job: Job) -> Change | None:
-            if job.webhook is None:
-                return None
-            return Change(job.notified(job.webhook.attempted(attempt), self._clock()))
-
-        await self._records.change(job, attempted)
-
-
-def message(job: Job) -> bytes:
-    """What a webhook is told: an event of Standard Webhooks, thin; the results are fetched."""
-    assert job.completed_at is not None  # it is over
-    data = {
-        "id": job.id,
-        "status": job.status,
-        "model_name": job.model.name,
-        "progress": {"done": job.done, "failed": job.failed, "total": job.total},
-    }
-    ended = datetime.fromtimestamp(job.completed_at, UTC).isoformat().replace("+00:00", "Z")
-    return json.dumps({"type": f"job.{job.status}", "timestamp": ended, "data": data}).encode()
+async def _again_and_again(work: Callable[[], Awaitable[None]], *, first: float, every: float) -> None:
+    await asyncio.sleep(first)
+    while True:
+        try:
+            await work()
+        except Unavailable as error:
+            LOGGER.debug("jobs are not looked after: %s", error)
+        except Exception:
+            LOGGER.exception("jobs could not be looked after")
+        await asyncio.sleep(every)

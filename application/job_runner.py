@@ -7,7 +7,7 @@ import json
 from typing import TYPE_CHECKING
 
 from application.asking import Asking, outcome_line
-from domain.errors import WorkerLost
+from domain.errors import InternalError, WorkerLost
 from domain.job import Failure
 from domain.ports import Change
 
@@ -20,14 +20,17 @@ if TYPE_CHECKING:
     from domain.ports import JobQueue, Predictor
 
 MOST_ATTEMPTS = 10  # begun so often and never finished: whoever works it dies of it
-PATIENCE = 600.0  # seconds; well below the 30 minutes after which RabbitMQ takes a delivery back
+ALONE = 3  # attempts after which it is not worked together with others, which may die of it, too
+PATIENCE = 60.0  # seconds without any answer
+LONGEST = 1_200.0  # seconds in all; well below the 30 minutes after which RabbitMQ takes a delivery back
 
 
 class JobRunner:
     """Works chunks of jobs: asks for each instance, and records what came of it.
 
     A chunk may be delivered twice, and be worked by two at once: what is recorded first stays.
-    What passes is waited for until the job's time is over; after PATIENCE the chunk is queued anew.
+    What passes is waited for until the job's time is over; after PATIENCE without an answer, or LONGEST in
+    all, the chunk is queued anew, so that others get their turn.
     `clock` tells Unix time; `chance` is as in Asking.
     """
 
@@ -51,21 +54,40 @@ class JobRunner:
 
         Raises QueueUnavailable where that could not be recorded: then they are to be delivered again.
         """
-        results = await asyncio.gather(*map(self._work, chunks), return_exceptions=True)
-        for error in results:
-            if error is not None:
-                raise error
+        try:
+            if len(chunks) == 1:  # most have, and are spared a task
+                await self._work(chunks[0])
+                return
+            works = [self._work(chunk, alone=False) for chunk in chunks]
+            for error in await asyncio.gather(*works, return_exceptions=True):
+                if error is not None:
+                    raise error
+        except asyncio.CancelledError as error:
+            task = asyncio.current_task()
+            if task is None or task.cancelling():
+                raise
+            raise InternalError from error  # it came from inside: whoever hands out chunks must try again
 
-    async def _work(self, chunk: Chunk) -> None:
+    async def _work(self, chunk: Chunk, *, alone: bool = True) -> None:
         job, instances = await asyncio.gather(self._records.find(chunk.job), self._records.instances(chunk))
         if job is None or instances is None:
             return  # it was not accepted, or is forgotten
         job = await self._records.change(job, lambda job: _change(job.begun(chunk.number, self._clock())))
         if job is None:
             return
-        asking = Asking(job, self._predict, self._chance)
+        if job.attempts[chunk.number] > ALONE and not alone:
+            await self._queue.publish([chunk], bulk=job.bulk)
+            return
+        loop = asyncio.get_running_loop()
+        end = loop.time() + min(LONGEST, max(0.0, job.expires_at - self._clock()))
         try:
-            async with asyncio.timeout(min(PATIENCE, max(0.0, job.expires_at - self._clock()))):
+            async with asyncio.timeout_at(min(end, loop.time() + PATIENCE)) as limit:
+
+                def answered() -> None:
+                    if not limit.expired():
+                        limit.reschedule(min(end, loop.time() + PATIENCE))
+
+                asking = Asking(job, self._predict, chance=self._chance, answered=answered)
                 outcomes = await self._outcomes(job, chunk, instances, asking)
         except TimeoutError:
             await self._give_up(job, chunk)
@@ -81,8 +103,10 @@ class JobRunner:
         failures = [each for each in outcomes if isinstance(each, Failure)]
         lines = b"".join(map(outcome_line, outcomes))
 
-        def finished(job: Job) -> Change | None:
-            changed = job.chunk_finished(
+        def finished(now_job: Job) -> Change | None:
+            if now_job.replays != job.replays:
+                return None  # this was worked for a life of the job that is over
+            changed = now_job.chunk_finished(
                 chunk.number,
                 self._clock(),
                 failed=len(failures),
@@ -94,10 +118,10 @@ class JobRunner:
         await self._records.change(job, finished)
 
     async def _give_up(self, job: Job, chunk: Chunk) -> None:
-        if self._clock() < job.expires_at:
-            await self._queue.publish([chunk], bulk=job.bulk)
-        else:
+        if self._clock() >= job.expires_at:
             await self._records.change(job, lambda job: _change(job.expired(self._clock())))
+        elif await self._records.change(job, lambda job: _change(job.put_back(chunk.number, self._clock()))):
+            await self._queue.publish([chunk], bulk=job.bulk)
 
 
 def _change(job: Job | None, chunk: int = 0, outcomes: bytes | None = None) -> Change | None:

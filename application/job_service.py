@@ -4,27 +4,28 @@ from __future__ import annotations
 
 import contextlib
 import json
+import secrets
 import uuid
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from functools import partial
 from typing import TYPE_CHECKING
 
 from application.gathering import Gathering
 from application.job_watch import JobWatch
-from domain.errors import InvalidRequest, JobConflict, QueueUnavailable
+from domain.errors import InvalidRequest, JobConflict, JobNotFound, QueueUnavailable
 from domain.job import Chunk, Job, JobStatus, events_after
 from domain.ports import Change, NewJob
 from domain.webhook import Delivery
 
 if TYPE_CHECKING:
-    from collections.abc import AsyncIterator, Callable, Mapping, Sequence
+    from collections.abc import AsyncGenerator, AsyncIterator, Awaitable, Callable, Mapping, Sequence
 
     from application.job_records import JobRecords
     from domain.job import JobEvent
     from domain.ports import Created, IdempotencyKey, JobQueue, Page
     from domain.prediction import Json, ModelRef
 
-CHUNK = 500  # instances that are queued and worked together, at most
+CHUNK = 250  # instances that are queued and worked together, at most
 BUNDLE = 32  # chunks that travel to the queue together; measured, ../docs/decisions/0008-jobs.md
 MOST_PUBLISHED = 256  # chunks of one job that are handed to the queue at once
 
@@ -58,7 +59,7 @@ class JobService:
         queue: JobQueue,
         *,
         clock: Callable[[], float],
-        check: Callable[[ModelRef], None],
+        check: Callable[[ModelRef], Awaitable[None]],
     ) -> None:
         self._records = records
         self._store = records.store
@@ -79,16 +80,22 @@ class JobService:
         The job that the idempotency key has named before, if it has. Raises QueueUnavailable, Overloaded,
         and InvalidRequest where that key was for something else.
         """
-        self._check(submission.model)
+        await self._check(submission.model)
         return await self._accept(self._new(submission, len(instances)), submission, encode(instances))
 
-    async def submit_chunks(self, submission: Submission, chunks: AsyncIterator[tuple[int, bytes]]) -> Job:
+    async def submit_chunks(
+        self,
+        submission: Submission,
+        chunks: AsyncIterator[tuple[int, bytes]],
+        identify: Callable[[], IdempotencyKey] | None = None,
+    ) -> Job:
         """The same for any number of instances, as they come.
 
         `chunks` are JSON lists with their lengths, all but the last of CHUNK. What it raises, this does.
+        `identify` tells the submission's idempotency key when all have come: its fingerprint is of them, too.
         """
-        self._check(submission.model)
-        job_id, total, index = new_id(), 0, 0
+        await self._check(submission.model)
+        job_id, total, index = new_id(self._clock()), 0, 0
         try:
             async for size, instances in chunks:
                 await self._store.put_instances([(Chunk(job_id, index), instances)])
@@ -96,24 +103,28 @@ class JobService:
         except BaseException:
             await self._forget(job_id)
             raise
+        if identify is not None:
+            submission = replace(submission, idempotency=identify())
         return await self._accept(self._new(submission, total, job_id), submission, None)
 
     async def submit_and_wait(
         self, submission: Submission, instances: Sequence[Json], until: float
     ) -> tuple[Job, bytes | None]:
         """`submit`, and then `wait` and the outcomes, where it is over by then."""
-        self._check(submission.model)
-        job = self._new(submission, len(instances))
-        with self._watch.watch(job.id) as watcher:
-            job = await self._accept(job, submission, encode(instances))
-            while not job.over and await watcher.changed(until):
+        await self._check(submission.model)
+        new = self._new(submission, len(instances))
+        with self._watch.watch(new.id) as watcher:
+            job = await self._accept(new, submission, encode(instances))
+            while not job.over and job.id == new.id and await watcher.changed(until):
                 job = await self._records.get(job.id)
+        if job.id != new.id:  # it was accepted before
+            job = await self.wait(job.id, until)
         return job, await self._records.outcomes(Chunk(job.id, 0)) if job.over else None
 
     def _new(self, submission: Submission, total: int, job_id: str | None = None) -> Job:
         now = self._clock()
         return Job(
-            job_id or new_id(),
+            job_id or new_id(now),
             submission.model,
             total,
             CHUNK,
@@ -128,14 +139,21 @@ class JobService:
         )
 
     async def _accept(self, job: Job, submission: Submission, instances: bytes | None) -> Job:
-        created = await self._records.create(NewJob(job, instances, submission.idempotency))
+        try:
+            created = await self._records.create(NewJob(job, instances, submission.idempotency))
+        except QueueUnavailable:
+            if submission.idempotency is None:
+                await self._forget(job.id)  # it may be recorded all the same
+            raise
         if created.id != job.id:
             return await self._accepted_before(job, created, submission.idempotency)
         try:
             await self._enqueue(job)
         except BaseException:
             # It was not accepted: should its message be out all the same, whoever gets that finds no job.
-            await self._forget(job.id)
+            # By its key another caller may have been told that it is; then it stays, and is found and worked.
+            if submission.idempotency is None:
+                await self._forget(job.id)
             raise
         return job
 
@@ -195,7 +213,7 @@ class JobService:
 
     async def events(
         self, job_id: str, last: tuple[int, int] = (0, 0)
-    ) -> AsyncIterator[tuple[JobEvent, Job] | None]:
+    ) -> AsyncGenerator[tuple[JobEvent, Job] | None, None]:
         """What happens to the job after the event `last`, until it is over; None now and then meanwhile.
 
         Raises JobNotFound, also when it is forgotten meanwhile.
@@ -213,16 +231,20 @@ class JobService:
                     yield None
                 await watcher.changed()
 
-    async def outcomes(self, job_id: str) -> AsyncIterator[bytes]:
+    async def outcomes(self, job_id: str) -> AsyncGenerator[bytes, None]:
         """The outcomes (job_runner.outcome_line) of all instances, in order and as they come, in pieces.
 
-        An instance that was not asked before the job's end has an error. Raises JobNotFound.
+        An instance that was not asked before the job's end has an error.
+        Raises JobNotFound, also when it is forgotten meanwhile.
         """
         with self._watch.watch(job_id) as watcher:
             job, chunk = await self._records.get(job_id), 0
             while chunk < job.chunks:
                 if job.has_finished(chunk):
-                    yield await self._records.outcomes(Chunk(job_id, chunk)) or b""
+                    outcomes = await self._records.outcomes(Chunk(job_id, chunk))
+                    if outcomes is None:
+                        raise JobNotFound(f"The job {job_id!r} was forgotten meanwhile.")
+                    yield outcomes
                     chunk += 1
                 elif job.over:
                     yield _not_asked(job) * job.size(chunk)
@@ -242,11 +264,7 @@ class JobService:
         """Work a failed job once more, in as much time as it had. Raises JobNotFound, JobConflict."""
         job = await self._records.get(job_id)
 
-        def replayed(job: Job) -> Change:
-            now = self._clock()
-            return Change(job.replayed(now, now + job.expires_at - job.created_at))
-
-        job = await self._changed(job, replayed)
+        job = await self._changed(job, lambda job: Change(job.replayed(self._clock())))
         await self._enqueue(job)
         return job
 
@@ -266,9 +284,13 @@ class JobService:
         return await self._records.change(job, change) or await self._records.get(job.id)
 
 
-def new_id() -> str:
-    """A job's id; unguessable, as it is all one needs to read it."""
-    return str(uuid.uuid4())
+def new_id(now: float) -> str:
+    """A job's id: unguessable, as it is all one needs to read it, and in order of time, as indices like it.
+
+    A UUID of version 7 (RFC 9562), which the standard library has from Python 3.14 on.
+    """
+    number = int(now * 1000) << 80 | 7 << 76 | secrets.randbits(12) << 64 | 2 << 62 | secrets.randbits(62)
+    return str(uuid.UUID(int=number))
 
 
 def encode(instances: Sequence[Json]) -> bytes:

@@ -10,17 +10,21 @@ from typing import TYPE_CHECKING, TypeAlias
 from domain.ports import Predictor
 
 if TYPE_CHECKING:
-    from application.recall import Recall
+    from application.recall import Lookup, Recall
 
 Policy: TypeAlias = Callable[[Predictor], Predictor]
 
 
 @dataclass(frozen=True, slots=True)
 class Pipeline:
-    """How one version of one model is asked; `recall` is None where nothing is remembered in this process."""
+    """How one version of one model is asked.
+
+    `recall` is where answers are remembered in this process, `lookup` where they are elsewhere.
+    """
 
     predict: Predictor
     recall: Recall | None = None
+    lookup: Lookup | None = None
 
 
 def compose(policies: Sequence[Policy], innermost: Predictor) -> Predictor:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 from typing import TYPE_CHECKING, NoReturn
 
 from domain.errors import (
@@ -12,14 +13,14 @@ from domain.errors import (
     NoServerAvailable,
     VersionNotFound,
 )
-from domain.prediction import ANY_SERVER, Refusal
+from domain.prediction import ANY_SERVER, PredictionRequest, Refusal
 
 if TYPE_CHECKING:
     from collections.abc import Callable
 
     from application.fleet import Fleet
     from application.pipeline import Pipeline
-    from domain.prediction import ModelRef, PredictionRequest, PredictionResult
+    from domain.prediction import ModelRef, PredictionResult
 
 UNKNOWN = (ModelNotFound, VersionNotFound, NoServerAvailable)
 PATIENCE = 0.5  # seconds that a caller waits for servers to say what they serve
@@ -70,6 +71,27 @@ class PredictionService:
             return request
         recall = self._pipeline(model).recall
         return request if recall is None else recall(request.to(model))
+
+    async def remembered(self, request: PredictionRequest) -> PredictionResult | None:
+        """As `recall`, but looks into a cache that is elsewhere, too; None where a model has to be asked."""
+        known = self.recall(request)
+        if not isinstance(known, PredictionRequest):
+            return known
+        try:
+            model = self._fleet.resolve(request.model)
+        except UNKNOWN:
+            return None
+        lookup = self._pipeline(model).lookup
+        return None if lookup is None else await lookup(known.to(model))
+
+    async def expect(self, model: ModelRef) -> None:
+        """Raise ModelNotFound or VersionNotFound where nobody serves `model`; who cannot be asked may."""
+        try:
+            self._fleet.resolve(model)
+        except UNKNOWN:
+            await self._fleet.refresh(max_age=LOOK_AGAIN, wait=PATIENCE)
+            with contextlib.suppress(NoServerAvailable):
+                self._fleet.resolve(model)
 
     def _pipeline(self, model: ModelRef) -> Pipeline:
         known = self._pipelines.get(model)

@@ -10,7 +10,7 @@ from domain.prediction import CacheUse, PredictionResult
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
-    from domain.ports import Cached, Memory
+    from domain.ports import Cached, Memory, PredictionCache
     from domain.prediction import PredictionRequest
 
 
@@ -30,6 +30,20 @@ class Recall:
         keys = fingerprints(request)
         known = self._memory.peek(keys)
         return request.identified(keys) if None in known else remembered(request, known)
+
+
+class Lookup:
+    """The same, of a cache that has to be waited for: whether all is known without asking a model."""
+
+    def __init__(self, cache: PredictionCache) -> None:
+        self._cache = cache
+
+    async def __call__(self, request: PredictionRequest) -> PredictionResult | None:
+        """The answer, None where any of it is not remembered; the version of `request.model` is resolved."""
+        if not request.cache.read:
+            return None
+        known = await self._cache.get(fingerprints(request))
+        return None if None in known else remembered(request, known)
 
 
 def remembered(request: PredictionRequest, known: Sequence[Cached | None]) -> PredictionResult:

@@ -12,7 +12,19 @@ from typing import TYPE_CHECKING
 
 from benchmarks import report, results, targets
 from benchmarks.bench import Bench, open_bench
-from benchmarks.groups import goodput, hits, memory, overhead, policies, real, startup
+from benchmarks.groups import (
+    backlog,
+    bulk,
+    goodput,
+    hits,
+    jobs,
+    memory,
+    overhead,
+    policies,
+    real,
+    startup,
+    waiting,
+)
 from benchmarks.process import BenchmarkError
 from benchmarks.progress import say
 from benchmarks.servers.torchserve import MODELS
@@ -25,7 +37,9 @@ if TYPE_CHECKING:
 GROUPS: dict[str, Callable[[Bench], Group]] = {
     **{each.NAME: each.measure for each in (overhead, hits)},
     **{model: partial(real.measure, model=model) for model in MODELS},
-    **{each.NAME: each.measure for each in (goodput, memory, startup, policies)},
+    **{
+        each.NAME: each.measure for each in (goodput, memory, startup, policies, jobs, backlog, waiting, bulk)
+    },
 }
 
 

@@ -1,7 +1,7 @@
 #!/bin/sh
 # Install what the benchmarks compare with, and start nothing of it: each run starts its own.
 set -e
-packages="nginx libnginx-mod-http-js haproxy wrk redis-server"
+packages="nginx libnginx-mod-http-js haproxy wrk redis-server rabbitmq-server"
 if [ "$(id -u)" != 0 ] || ! command -v apt-get >/dev/null; then
   echo "Please install: $packages" >&2
   exit 1

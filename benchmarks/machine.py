@@ -19,8 +19,19 @@ NJS_MODULES = (
     Path("/usr/lib/nginx/modules/ngx_http_js_module.so"),
     Path("/usr/share/nginx/modules/ngx_http_js_module.so"),
 )
-PACKAGES = ("uvloop", "httptools", "uvicorn", "fastapi", "pydantic", "httpx", "requests")
-INSTALL = "apt-get install nginx libnginx-mod-http-js haproxy wrk redis-server"
+PACKAGES = (
+    "uvloop",
+    "httptools",
+    "uvicorn",
+    "fastapi",
+    "pydantic",
+    "httpx",
+    "requests",
+    "celery",
+    "aio-pika",
+)
+RABBITMQ = Path("/usr/lib/rabbitmq")  # Debian's own scripts in /usr/sbin become another user; these do not
+INSTALL = "apt-get install nginx libnginx-mod-http-js haproxy wrk redis-server rabbitmq-server"
 
 
 def cores() -> tuple[int, int]:
@@ -33,7 +44,7 @@ def cores() -> tuple[int, int]:
 
 def program(name: str) -> str:
     """Where the program `name` is. Raises BenchmarkError, saying how to get it."""
-    found = shutil.which(name, path=f"{os.environ.get('PATH', '')}:/usr/sbin:/usr/local/sbin")
+    found = shutil.which(name, path=f"{RABBITMQ}/bin:{os.environ.get('PATH', '')}:/usr/sbin:/usr/local/sbin")
     if found is None:
         raise BenchmarkError(f"{name} is missing. On Debian and Ubuntu: {INSTALL}")
     return found
@@ -50,6 +61,7 @@ def njs_module() -> Path:
 def describe() -> dict[str, str]:
     """The machine and the versions, as lines of a table. Raises BenchmarkError where a program is missing."""
     njs_module()
+    program("rabbitmq-server")
     return {
         "processor": f"{_processor()}, {os.cpu_count()} cores",
         "memory": f"{os.sysconf('SC_PHYS_PAGES') * os.sysconf('SC_PAGE_SIZE') / 2**30:.0f} GiB",
@@ -57,6 +69,7 @@ def describe() -> dict[str, str]:
         "Python": platform.python_version(),
         **{name: _version_of(name) for name in PACKAGES},
         **{name: _version_said_by(name) for name in PROGRAMS},
+        "RabbitMQ": _rabbitmq(),
         **_torchserve(),
     }
 
@@ -86,6 +99,12 @@ def _version_said_by(name: str) -> str:
     said = _output(program(name), "-v")
     found = re.search(r"\d+\.\d+(\.\d+)?", said)
     return found[0] if found else "–"
+
+
+def _rabbitmq() -> str:
+    """By the folder it is in: asked, it would start."""
+    found = sorted(RABBITMQ.glob("lib/rabbitmq_server-*"))
+    return found[-1].name.partition("-")[2] if found else "–"
 
 
 def _torchserve() -> dict[str, str]:

@@ -6,7 +6,19 @@ from textwrap import indent
 from typing import TYPE_CHECKING
 
 from benchmarks import targets
-from benchmarks.groups import goodput, hits, memory, overhead, policies, real, startup
+from benchmarks.groups import (
+    backlog,
+    bulk,
+    goodput,
+    hits,
+    jobs,
+    memory,
+    overhead,
+    policies,
+    real,
+    startup,
+    waiting,
+)
 from benchmarks.process import ROOT
 from benchmarks.servers import gateway
 from benchmarks.servers.torchserve import MODELS
@@ -21,7 +33,7 @@ PATH = ROOT / "docs" / "benchmarks.md"
 SECTIONS = {
     **{each.NAME: each.render for each in (overhead, hits)},
     **dict.fromkeys(MODELS, real.render),
-    **{each.NAME: each.render for each in (goodput, memory, startup, policies)},
+    **{each.NAME: each.render for each in (goodput, memory, startup, policies, jobs, backlog, waiting, bulk)},
 }
 
 HEAD = """\
@@ -44,7 +56,9 @@ READING = f"""\
 - Under *Overhead*, *Cache hits*, *Memory*, *Start-up* and *What each policy costs*, the side under test is
   pinned to one core, and load and stub to another; the idle sides stay up and cost nothing.
 - Access logs are off and connections kept alive on every side; each is one process on one core.
-- The gateway has one process, and this configuration; batches of one where *Overhead* and others say so:
+- Where jobs are measured, nothing is pinned, and *CPU µs/job* is of each program by itself.
+- The gateway has one process, and this configuration (with the addresses of Redis and RabbitMQ where it has
+  workers); batches of one where *Overhead* and others say so:
 
   ```toml
 {CONFIGURATION}
@@ -54,8 +68,8 @@ READING = f"""\
 
 ## What is not measured
 
-Networks (everything is on loopback), GPUs, more than one gateway process, more than one TorchServe,
-large inputs, TLS, and tracing. The load shares the machine with what it measures.
+Networks (everything is on loopback), GPUs, more than one gateway process, worker or TorchServe, a cluster of
+RabbitMQ or Redis, large inputs, TLS, and tracing. The load shares the machine with what it measures.
 """
 
 

@@ -19,6 +19,7 @@ class Sample:
 
     `failed` are answers other than 2xx and connections that broke; `goodput` is the rate of answers in time,
     where the load has a time. `late` is how much later than due open-loop requests left (p99, seconds).
+    `parts` is the processor time of each program that takes part, in seconds, by its name.
     """
 
     requests: int
@@ -29,6 +30,7 @@ class Sample:
     cpu: float | None = None
     goodput: float | None = None
     late: float | None = None
+    parts: dict[str, float] = field(default_factory=dict)
 
     @property
     def rate(self) -> float:
@@ -39,6 +41,10 @@ class Sample:
     def cpu_each(self) -> float:
         """Processor time for each request, in seconds."""
         return (self.cpu or 0.0) / max(1, self.requests)
+
+    def part_each(self, part: str) -> float | None:
+        """The same of one of its `parts`; None where that takes no part."""
+        return self.parts[part] / max(1, self.requests) if part in self.parts else None
 
 
 Sides: TypeAlias = dict[str, list[Sample]]
@@ -62,6 +68,12 @@ class Group:
         """The median of `value` (an attribute of Sample) over the rounds; None where it was not measured."""
         samples = self.loads.get(load, {}).get(side)
         return median(getattr(sample, value) for sample in samples) if samples else None
+
+    def part(self, load: str, side: str, part: str) -> float | None:
+        """The median of what one part of a side costs for each request, in seconds."""
+        found = [sample.part_each(part) for sample in self.loads.get(load, {}).get(side, [])]
+        costs = [cost for cost in found if cost is not None]
+        return median(costs) if costs else None
 
     def ratio(self, load: str, value: str, over: tuple[str, str]) -> float | None:
         """`value` of the first side over that of the second, each the median of its rounds."""

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from benchmarks.groups import goodput, hits, overhead, real
+from benchmarks.groups import backlog, bulk, goodput, hits, jobs, overhead, real, waiting
 from benchmarks.process import BenchmarkError
 from benchmarks.results import Group
 from benchmarks.tables import number, table
@@ -120,6 +120,7 @@ def targets(groups: Mapping[str, Group]) -> list[Target]:
             1.03,
             falling=True,
         ),
+        *_of_jobs(groups),
     ]
 
 
@@ -171,6 +172,48 @@ def _added_latency(group: Group) -> Target:
         "ms",
         falling=True,
     )
+
+
+def _of_jobs(groups: Mapping[str, Group]) -> list[Target]:
+    none = Group("none")
+    queued, piled = groups.get(jobs.NAME, none), groups.get(backlog.NAME, none)
+    usual, alone = (jobs.DISTRIBUTED, jobs.CELERY), (jobs.EMBEDDED, jobs.DISTRIBUTED)
+    held = groups.get(waiting.NAME, none).figures.get(waiting.WAITING)
+    large = bulk.most(groups.get(bulk.NAME, none))
+    return [
+        Target(
+            "jobs of 32 waiting callers: distributed / FastAPI + Celery",
+            queued.ratio(jobs.MANY, "rate", usual),
+            3,
+            8,
+        ),
+        Target(
+            "accepting jobs, 32 callers: distributed / FastAPI + Celery",
+            queued.ratio(jobs.ACCEPTING, "rate", usual),
+            3,
+            8,
+        ),
+        Target(
+            "accepting jobs, 32 callers: embedded / distributed",
+            queued.ratio(jobs.ACCEPTING, "rate", alone),
+            1.5,
+            4,
+        ),
+        Target(
+            "a backlog of jobs, sentiment / dispatch_model at 64 callers",
+            piled.ratio(backlog.LOAD, "rate", (backlog.JOBS, backlog.DISPATCH)),
+            0.8,
+            1.0,
+        ),
+        _memory(
+            "the gateway's memory with 10,000 waiting callers", held and held / waiting.MEBIBYTE, 400, 200
+        ),
+        _memory("the gateway's memory over idle, 1,000,000 texts in one job", large, 150, None),
+    ]
+
+
+def _memory(what: str, mebibytes: float | None, least: float, aim: float | None) -> Target:
+    return Target(what, mebibytes, least, aim, "MiB", falling=True, digits=0)
 
 
 def _percent(share: float | None) -> float | None:

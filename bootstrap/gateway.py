@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import asyncio
+import time
 from contextlib import AsyncExitStack, aclosing, asynccontextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, fields
 from functools import partial
 from typing import TYPE_CHECKING
 
@@ -14,9 +15,11 @@ from application.catalogue import Catalogue
 from application.fleet import Fleet, Server
 from application.health import HealthService
 from application.prediction_service import PredictionService
+from bootstrap.jobs import looked_after, open_shelf
 from bootstrap.pipeline import Surroundings, pipeline, policy_names
 from infrastructure import logs
 from infrastructure.memory_cache import MemoryCache
+from infrastructure.prometheus import JobMetrics
 from infrastructure.redis_cache import RedisCache
 from infrastructure.redis_connection import RedisConnection
 from infrastructure.redis_leases import RedisLeases
@@ -27,15 +30,18 @@ from infrastructure.torchserve.key_file import KeyFile
 from infrastructure.torchserve.management import PingProbe, Reachable, TorchServeManagement
 
 if TYPE_CHECKING:
-    from collections.abc import AsyncIterator, Mapping, Sequence
+    from collections.abc import AsyncIterator, Awaitable, Callable, Mapping, Sequence
 
-    from bootstrap.settings import HttpSettings, ServerSettings, Settings
+    from application.job_runner import JobRunner
+    from application.job_service import JobService
+    from bootstrap.jobs import Shelf
+    from bootstrap.settings import HttpSettings, JobsSettings, ServerSettings, Settings
     from domain.ports import Leases, PredictionCache, ServerProbe
 
 
 @dataclass(frozen=True, slots=True)
-class Gateway:
-    """What the interfaces call. `server_urls` are the configured addresses, by server name."""
+class Models:
+    """What answers requests. `server_urls` are the configured addresses, by server name."""
 
     predictions: PredictionService
     catalogue: Catalogue
@@ -45,27 +51,63 @@ class Gateway:
     server_urls: Mapping[str, str]
 
 
+@dataclass(frozen=True, slots=True)
+class Gateway(Models):
+    """What the interfaces call."""
+
+    jobs: JobService
+    job_limits: JobsSettings
+    metrics: Callable[[], Awaitable[bytes]]
+
+
 @asynccontextmanager
 async def build(settings: Settings) -> AsyncIterator[Gateway]:
-    """A running gateway: it watches its servers until it is left."""
+    """A running gateway: it watches its servers, and looks after its jobs, until it is left."""
+    async with (
+        _running(settings) as models,
+        open_shelf(settings.jobs) as shelf,
+        looked_after(shelf, models.predictions, settings.jobs),
+    ):
+        yield with_jobs(models, shelf, settings)
+
+
+@asynccontextmanager
+async def build_worker(settings: Settings) -> AsyncIterator[JobRunner]:
+    """Who works jobs, elsewhere than in the gateway."""
+    async with _running(settings) as models, open_shelf(settings.jobs) as shelf:
+        yield shelf.runner(models.predictions)
+
+
+@asynccontextmanager
+async def _running(settings: Settings) -> AsyncIterator[Models]:
     logs.configure(settings.log.format, settings.log.level, access=settings.log.access)
     timeout = httpx.Timeout(None, connect=CONNECT_TIMEOUT)  # the rest is for those who ask
     async with http_client(timeout=timeout) as http, AsyncExitStack() as stack:
         servers = [_server(name, each, settings, http, stack) for name, each in settings.servers.items()]
-        gateway = assemble(settings, servers, *await stack.enter_async_context(_cache(settings)))
+        models = assemble(settings, servers, *await stack.enter_async_context(_cache(settings)))
         health = settings.health
-        watching = asyncio.create_task(gateway.fleet.watch(health.interval, health.interval_down))
+        watching = asyncio.create_task(models.fleet.watch(health.interval, health.interval_down))
         try:
-            yield gateway
+            yield models
         finally:
             watching.cancel()
             await asyncio.gather(watching, return_exceptions=True)
 
 
+def with_jobs(models: Models, shelf: Shelf, settings: Settings) -> Gateway:
+    """The gateway whose jobs are on `shelf`."""
+    return Gateway(
+        **{each.name: getattr(models, each.name) for each in fields(models)},
+        jobs=shelf.service(models.predictions),
+        job_limits=settings.jobs,
+        metrics=JobMetrics(shelf.records.store, time.time),
+    )
+
+
 def assemble(
     settings: Settings, servers: Sequence[Server], cache: PredictionCache, leases: Leases | None = None
-) -> Gateway:
-    """The gateway in front of `servers`, however these are reached."""
+) -> Models:
+    """What answers requests for the models of `servers`, however these are reached."""
     fleet = Fleet(
         servers,
         observe=logs.log_event,
@@ -75,7 +117,7 @@ def assemble(
     memory = cache if isinstance(cache, MemoryCache) else None
     around = Surroundings(fleet, cache, memory, leases, logs.log_event)
     required = tuple(settings.models)
-    return Gateway(
+    return Models(
         predictions=PredictionService(fleet, partial(pipeline, settings, around)),
         catalogue=Catalogue(fleet, required, partial(policy_names, settings)),
         health=HealthService(fleet, required),

@@ -80,7 +80,7 @@ class Local:
         gateway = Child(
             "the gateway",
             [sys.executable, "-m", "interface.cli", "serve", "--host", LOOPBACK, "--port", str(port)],
-            _gateway_environment(server),
+            _gateway_environment(server, state),
             ROOT,
             state / "gateway.log",
             orphaned=signal.SIGTERM,  # it drains, and ends processes of its own
@@ -195,10 +195,11 @@ class Local:
         )
 
 
-def _gateway_environment(server: TorchServe) -> dict[str, str]:
+def _gateway_environment(server: TorchServe, state: Path) -> dict[str, str]:
     """The configuration, with the server called "local" replaced by the one that is started here."""
     return {
         "DISPATCHER_LOG__FORMAT": "console",  # its log goes to a file, but a person reads it
+        "DISPATCHER_JOBS__PATH": str(state / "jobs.sqlite"),
         **os.environ,
         "DISPATCHER_SERVERS__LOCAL__URL": server.url,
         "DISPATCHER_SERVERS__LOCAL__MANAGEMENT_URL": server.management_url,

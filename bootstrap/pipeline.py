@@ -17,7 +17,7 @@ from application.policies.caching import Caching
 from application.policies.coalescing import Coalescing
 from application.policies.deadline import Deadline
 from application.policies.leasing import Leasing
-from application.recall import Recall
+from application.recall import Lookup, Recall
 from domain.concurrency_limit import Gradient2
 from infrastructure.torchserve import wire
 
@@ -70,7 +70,11 @@ def pipeline(settings: Settings, around: Surroundings, model: ModelRef) -> Pipel
     known = steps(settings, model.name, versioned=model.version is not None)
     predict = compose([step.make(around, model) for step in known], balancing)
     caches = any(step.name == "Caching" for step in known)
-    return Pipeline(predict, Recall(around.memory) if caches and around.memory is not None else None)
+    if not caches:
+        return Pipeline(predict)
+    if around.memory is None:
+        return Pipeline(predict, lookup=Lookup(around.cache))
+    return Pipeline(predict, recall=Recall(around.memory))
 
 
 def policy_names(settings: Settings, model: str) -> tuple[str, ...]:

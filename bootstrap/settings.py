@@ -5,9 +5,11 @@ Everything is validated when the gateway starts; docs/configuration.md is the re
 
 from __future__ import annotations
 
+import base64
 import os
+from ipaddress import IPv4Network, IPv6Network  # noqa: TC003  (pydantic needs them)
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any, Literal
+from typing import TYPE_CHECKING, Annotated, Any, Literal, Self
 
 from pydantic import (
     AfterValidator,
@@ -18,6 +20,7 @@ from pydantic import (
     SecretStr,
     ValidationError,
     field_validator,
+    model_validator,
 )
 from pydantic_settings import BaseSettings, SettingsConfigDict, TomlConfigSettingsSource
 
@@ -47,6 +50,28 @@ def _of_redis(url: SecretStr) -> SecretStr:
         message = "should start with redis://, rediss:// or unix://"
         raise ValueError(message)
     return url
+
+
+def _of_broker(url: SecretStr) -> SecretStr:
+    if not url.get_secret_value().startswith(("amqp://", "amqps://")):
+        message = "should start with amqp:// or amqps://"
+        raise ValueError(message)
+    return url
+
+
+def _webhook_secret(secret: SecretStr) -> SecretStr:
+    text = secret.get_secret_value()
+    try:
+        key = base64.b64decode(text.removeprefix("whsec_"), validate=True)
+    except ValueError:
+        key = b""
+    if not text.startswith("whsec_") or not 24 <= len(key) <= 64:  # noqa: PLR2004  Standard Webhooks 1.0
+        message = "should be whsec_ and 24 to 64 random bytes in base64"
+        raise ValueError(message)
+    return secret
+
+
+WebhookSecret = Annotated[SecretStr, AfterValidator(_webhook_secret)]
 
 
 class _Table(BaseModel):
@@ -177,6 +202,51 @@ class RedisSettings(_Table):
     )
 
 
+class JobsSettings(_Table):
+    """Work that is accepted now and answered later. With `broker` and `redis` it is done by workers."""
+
+    path: Path = Field(
+        Path(".run/jobs.sqlite"), description="Where jobs are kept without `redis`: a file of this gateway."
+    )
+    broker: Annotated[SecretStr, AfterValidator(_of_broker)] | None = Field(
+        None, description="RabbitMQ, which carries jobs to workers: `amqp://user:password@host:5672/vhost`."
+    )
+    redis: Annotated[SecretStr, AfterValidator(_of_redis)] | None = Field(
+        None,
+        description="A Redis of its own for jobs, with `appendonly yes`, `appendfsync always`, "
+        "`maxmemory-policy noeviction`.",
+    )
+    redis_timeout: Seconds = Field(3.0, description="After it, that Redis counts as down.")
+    broker_timeout: Seconds = Field(5.0, description="After it, a job that is not confirmed is refused.")
+    timeout: Seconds = Field(3_600.0, description="How long a job may take where its caller does not say.")
+    retention: Seconds = Field(86_400.0, description="How long a job is kept after its end.")
+    answer_timeout: Seconds = Field(
+        30.0, description="How long `/api/predict/` waits where the caller does not say."
+    )
+    answer_retention: Seconds = Field(300.0, description="How long a job of `/api/predict/` is kept.")
+    default_model: str = Field("sentiment", min_length=1, description="The model of `/api/predict/`.")
+    max_instances: int = Field(1_000_000, gt=0, description="Most instances in one job.")
+    concurrency: int = Field(
+        16, ge=1, le=256, description="Messages that a worker works at once, of each of both queues."
+    )
+    stop_timeout: Seconds = Field(
+        30.0, description="How long a worker that is stopped goes on with what it has begun."
+    )
+    webhook_secrets: tuple[WebhookSecret, ...] = Field(
+        (), description="`whsec_…`: they sign what webhooks are told. Without one there are no webhooks."
+    )
+    webhook_networks: tuple[IPv4Network | IPv6Network, ...] = Field(
+        (), description="Inner networks that webhooks may be in, by http as well. All others must be public."
+    )
+
+    @model_validator(mode="after")
+    def _both_or_none(self) -> Self:
+        if (self.broker is None) != (self.redis is None):
+            message = "broker and redis belong together: set both, or none of them"
+            raise ValueError(message)
+        return self
+
+
 class LogSettings(_Table):
     """What is logged, to standard error."""
 
@@ -213,6 +283,7 @@ class Settings(BaseSettings):
     http: HttpSettings = HttpSettings()
     cache: CacheSettings = CacheSettings()
     redis: RedisSettings | None = Field(None, description="Without it every process is whole by itself.")
+    jobs: JobsSettings = JobsSettings()
     log: LogSettings = LogSettings()
 
     @classmethod
@@ -267,7 +338,7 @@ def _check_path() -> None:
 
 def _check_variables() -> None:
     """pydantic-settings overlooks misspelt variables; a typing error should not pass silently."""
-    known = {name.upper() for name in Settings.model_fields} | {"CONFIG"}
+    known = {name.upper() for name in Settings.model_fields} | {"CONFIG", "URL"}
     for variable in os.environ:
         if variable.upper().startswith(PREFIX):
             name = variable.upper().removeprefix(PREFIX).partition("__")[0]

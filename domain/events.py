@@ -56,6 +56,18 @@ class CacheFound:
 
 
 @dataclass(frozen=True, slots=True)
+class JobsLost:
+    """The store of the jobs that processes share cannot be used; none is accepted meanwhile."""
+
+    reason: str
+
+
+@dataclass(frozen=True, slots=True)
+class JobsFound:
+    """The store of the jobs can be used again."""
+
+
+@dataclass(frozen=True, slots=True)
 class BatchSent:
     """`instances` of `requests` left for `model` together; the first had `waited` for that, in seconds."""
 
@@ -77,4 +89,15 @@ class Shed:
     reason: str
 
 
-Event = AttemptFailed | ServerLost | ServerFound | ModelFailing | CacheLost | CacheFound | BatchSent | Shed
+Event = (
+    AttemptFailed
+    | ServerLost
+    | ServerFound
+    | ModelFailing
+    | CacheLost
+    | CacheFound
+    | JobsLost
+    | JobsFound
+    | BatchSent
+    | Shed
+)

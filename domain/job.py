@@ -71,9 +71,9 @@ class Job:
 
     `finished` has bit i set when chunk i of `chunks` is; `attempts` counts how often each chunk was begun
     that is not. `done` and `failed` count instances of finished chunks, of `total`; all chunks but the last
-    have `chunk_size`. `revision` counts the
-    changes of this record, so that of two that change the same one only one does (compare and set).
-    `expires_at` is when it is given up; it is forgotten `retention` seconds after it is over.
+    have `chunk_size`. `revision` counts the changes of this record, so that of two that change the same one
+    only one does (compare and set). `expires_at` is when it is given up; it is forgotten `retention` seconds
+    after it is over.
     """
 
     id: str
@@ -93,6 +93,7 @@ class Job:
     attempts: Mapping[int, int] = field(default_factory=dict)
     most_attempts: int = 0  # of any chunk, so far
     replays: int = 0
+    replayed_at: float | None = None  # the last time
     answered_by: str | None = None  # the version that did
     changed_at: float = 0.0
     started_at: float | None = None
@@ -136,6 +137,16 @@ class Job:
             most_attempts=max(self.most_attempts, attempt),
         )
 
+    def put_back(self, chunk: int, now: float) -> Job | None:
+        """After nobody could be asked about `chunk`: whoever began it lives, so that attempt does not count.
+
+        None where there is nothing left to do.
+        """
+        if self.over or self.has_finished(chunk):
+            return None
+        attempts = {**self.attempts, chunk: max(self.attempts.get(chunk, 0) - 1, 0)}
+        return self._changed(now, attempts=attempts)
+
     def chunk_finished(
         self, chunk: int, now: float, *, failed: int, error: Failure | None, version: str | None
     ) -> Job | None:
@@ -174,14 +185,16 @@ class Job:
             return None
         return self._changed(now, status=JobStatus.EXPIRED)
 
-    def replayed(self, now: float, expires_at: float) -> Job:
-        """To be worked once more, all of it. Raises JobConflict unless it failed."""
+    def replayed(self, now: float) -> Job:
+        """To be worked once more, in as much time as before. Raises JobConflict unless it failed."""
         if self.status is not JobStatus.FAILED:
             raise JobConflict(f"Only a failed job can be replayed; this one is {self.status}.")
+        began = self.created_at if self.replayed_at is None else self.replayed_at
         return self._changed(
             now,
             status=JobStatus.QUEUED,
-            expires_at=expires_at,
+            expires_at=now + self.expires_at - began,
+            replayed_at=now,
             finished=0,
             done=0,
             failed=0,
@@ -206,11 +219,10 @@ class Job:
         return self.webhook.next_at
 
     def _changed(self, now: float, **values: object) -> Job:
-        changed = replace(self, changed_at=now, revision=self.revision + 1, **values)  # type: ignore[arg-type]
-        if not changed.over or self.over:
-            return changed
-        webhook = changed.webhook and changed.webhook.scheduled(now)
-        return replace(changed, completed_at=now, attempts={}, webhook=webhook)
+        if values.get("status") in OVER:
+            webhook = self.webhook and self.webhook.scheduled(now)
+            values |= {"completed_at": now, "attempts": {}, "webhook": webhook}
+        return replace(self, changed_at=now, revision=self.revision + 1, **values)  # type: ignore[arg-type]
 
 
 class JobEvent(NamedTuple):

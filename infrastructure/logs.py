@@ -14,6 +14,8 @@ from domain.events import (
     BatchSent,
     CacheFound,
     CacheLost,
+    JobsFound,
+    JobsLost,
     ModelFailing,
     ServerFound,
     ServerLost,
@@ -74,6 +76,8 @@ def configure(style: Literal["auto", "json", "console"], level: str, *, access: 
         logging.getLogger(name).propagate = name != "uvicorn.access"  # we write our own
     for name in ("httpx", "httpcore", "asyncio"):
         logging.getLogger(name).setLevel(logging.WARNING)
+    for name in ("aio_pika", "aiormq"):  # a stack trace for each lost connection, of which we say so
+        logging.getLogger(name).setLevel(logging.CRITICAL)
     logging.getLogger("dispatcher.access").disabled = not access
 
 
@@ -99,3 +103,7 @@ def log_event(event: Event) -> None:
             LOGGER.error("cache lost", extra={"fields": {"reason": reason}})
         case CacheFound():
             LOGGER.info("cache found")
+        case JobsLost(reason):
+            LOGGER.error("jobs lost", extra={"fields": {"reason": reason}})
+        case JobsFound():
+            LOGGER.info("jobs found")

@@ -48,8 +48,9 @@ class Batch:
     _reads: list[_Call] = field(default_factory=list)
 
     def write(self, commands: Sequence[Command], replies: asyncio.Future[Replies | None] | None) -> None:
-        self.size += len(commands)
-        self._commands += map(_packed, commands)
+        packed = list(map(_packed, commands))  # which may raise: then nothing was written
+        self.size += len(packed)
+        self._commands += packed
         self._calls.append(_Call(len(commands), replies))
 
     def read(self, keys: Sequence[bytes], values: asyncio.Future[Values | None] | None) -> None:

@@ -23,7 +23,7 @@ if TYPE_CHECKING:
 
 CONNECT_TIMEOUT = 1.0  # seconds for TCP, TLS and AUTH together; nobody waits for it
 FIRST_BACKOFF, LONGEST_BACKOFF = 0.1, 1.0  # seconds
-MOST_WAITING = 1024  # keys and commands, beside those under way; where more wait, Redis is too slow
+MOST_WAITING = 1024  # keys and commands of a cache, whose callers can do without
 PROBE = b"dispatcher:probe"  # reading it is refused to whom reading is refused; PING is not
 
 REASONS = (
@@ -44,13 +44,17 @@ class RedisConnection:
     late answer is ever taken for another's. While there is no connection nobody waits at all: one task
     connects, with an exponential back-off of 0.1 to 1 s, and probes what it has connected to.
     `observe` hears CacheLost when that has failed, and CacheFound when it has succeeded again.
+    Beside what is under way, `most_waiting` keys and commands may wait; where more do, Redis is too slow.
     Whoever makes it closes it. Raises ValueError unless `url` is of redis://, rediss:// or unix://.
     """
 
-    def __init__(self, url: str, *, observe: Observer, timeout: float = 0.01) -> None:
+    def __init__(
+        self, url: str, *, observe: Observer, timeout: float = 0.01, most_waiting: int = MOST_WAITING
+    ) -> None:
         self._connections = _connections(url)
         self._observe = observe
         self._timeout = timeout
+        self._most_waiting = most_waiting
         self._waiting = Batch()
         self._wake: asyncio.Future[None] | None = None
         self._up = False
@@ -65,7 +69,7 @@ class RedisConnection:
         return cast("AbstractConnection", self._connections.make_connection())  # type: ignore[no-untyped-call]
 
     async def connect(self) -> bool:
-        """Whether Redis can be used, once that has been tried; the first calls may do without it."""
+        """Whether Redis can be used, once that has been tried: at first, and when a connection broke."""
         self._start()
         if not self._closed:
             await self._tried.wait()
@@ -110,7 +114,7 @@ class RedisConnection:
 
     def _usable(self) -> bool:
         if self._up:
-            return self._waiting.size < MOST_WAITING
+            return self._waiting.size < self._most_waiting
         self._start()
         return False
 
@@ -181,14 +185,17 @@ class RedisConnection:
                 almost.cancel()
 
     def _failed(self, error: Exception) -> None:
-        self._up = False
+        was_up, self._up = self._up, False
         self._failures += 1
         self._waiting.abandon()
         self._waiting = Batch()
         if self._failures > 1 and not self._lost:  # one may be a hiccup, or a Redis that was restarted
             self._lost = True
             self._observe(CacheLost(_reason(error)))
-        self._tried.set()
+        if was_up:
+            self._tried.clear()  # it is tried again
+        else:
+            self._tried.set()
 
     def _backoff(self) -> float:
         if self._failures == 1:

@@ -1,4 +1,4 @@
-"""`model-dispatcher`: start the gateway, or check what it would start with."""
+"""`model-dispatcher`: the gateway, its workers, and what a person does from a shell."""
 
 from __future__ import annotations
 
@@ -11,6 +11,8 @@ import uvicorn
 
 from bootstrap.pipeline import policy_names
 from bootstrap.settings import SettingsError, load
+from interface import job_commands
+from interface.batch import options, run
 from interface.http.protocol import GatewayProtocol
 
 if TYPE_CHECKING:
@@ -24,6 +26,10 @@ GRACE = 30  # seconds that requests in flight get to finish when the gateway is 
 def main(arguments: Sequence[str] | None = None) -> int:
     """Run one command; the exit status is 2 where the configuration is not usable."""
     chosen = _parser().parse_args(arguments)
+    if chosen.command == "batch":
+        return run.run(chosen)
+    if chosen.command == "jobs":
+        return job_commands.run(chosen)
     try:
         settings = load()
     except SettingsError as error:
@@ -32,6 +38,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
     if chosen.command == "check":
         sys.stdout.write(describe(settings))
         return 0
+    if chosen.command == "worker":
+        return work(settings, events=chosen.events)
     return serve(chosen.host, chosen.port)
 
 
@@ -56,6 +64,13 @@ def serve(host: str, port: int) -> int:
     return 0
 
 
+def work(settings: Settings, *, events: bool) -> int:
+    """Work jobs until stopped by SIGINT or SIGTERM; `events` are for Flower."""
+    from interface.worker.run import work as run_worker  # noqa: PLC0415  only a worker imports Celery
+
+    return run_worker(settings, events=events)
+
+
 def describe(settings: Settings) -> str:
     """The servers, and the policies of every configured model and of all others, as text."""
     lines = ["servers:"]
@@ -71,9 +86,13 @@ def describe(settings: Settings) -> str:
 def _parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(prog="model-dispatcher", description=__doc__)
     commands = parser.add_subparsers(dest="command", required=True)
+    job_commands.add_parser(commands)
+    options.add_parser(commands)
     serving = commands.add_parser("serve", help="start the gateway")
     serving.add_argument("--host", default="127.0.0.1")
     serving.add_argument("--port", type=int, default=8000)
+    working = commands.add_parser("worker", help="work jobs that gateways accept")
+    working.add_argument("-E", "--events", action="store_true", help="tell Flower what is done")
     commands.add_parser("check", help="validate the configuration, print what it composes, and exit")
     return parser
 

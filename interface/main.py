@@ -5,6 +5,7 @@ from __future__ import annotations
 import gc
 import logging
 from contextlib import asynccontextmanager
+from http import HTTPStatus
 from importlib.metadata import PackageNotFoundError, version
 from typing import TYPE_CHECKING
 
@@ -12,11 +13,12 @@ from fastapi_offline import FastAPIOffline
 from starlette.exceptions import HTTPException
 from starlette.requests import ClientDisconnect
 from starlette.responses import RedirectResponse, Response
+from starlette.routing import Match
 
 from bootstrap.gateway import build
 from bootstrap.settings import SettingsError, load
 from domain.errors import DispatchError
-from interface.http import dispatch, health, models, openapi, problems
+from interface.http import dispatch, health, job_streams, jobs, models, openapi, predict, problems
 from interface.http.exchange import CLIENT_CLOSED_REQUEST, ExchangeMiddleware, exchange_of
 from interface.http.problem import plain_problem, problem_answer
 
@@ -28,20 +30,20 @@ if TYPE_CHECKING:
     from bootstrap.gateway import Gateway
 
 GARBAGE = 50_000  # objects more than were freed, before the young ones are looked at; Python's own is 700
+NOUNS = (dispatch, predict, jobs, job_streams, models, health, problems)
 
 
 @asynccontextmanager
 async def lifespan(app: FastAPI) -> AsyncIterator[dict[str, Gateway]]:
     """Runs the gateway that the settings describe while the application runs."""
     try:
-        settings = load()
+        async with build(load()) as gateway:
+            app.state.gateway = gateway
+            _calm_the_collector()
+            yield {"gateway": gateway}  # uvicorn hands it to GatewayProtocol
     except SettingsError as error:
         logging.getLogger("dispatcher").critical("%s", error)
         raise
-    async with build(settings) as gateway:
-        app.state.gateway = gateway
-        _calm_the_collector()
-        yield {"gateway": gateway}  # uvicorn hands it to GatewayProtocol
 
 
 def _calm_the_collector() -> None:
@@ -64,7 +66,7 @@ def create_app() -> FastAPI:
         redirect_slashes=False,
     )
     app.openapi = lambda: openapi.document(app)  # type: ignore[method-assign]  # FastAPI's documented way
-    for noun in (dispatch, models, health, problems):
+    for noun in NOUNS:
         app.include_router(noun.router)
     app.add_api_route("/", _front_page, include_in_schema=False)
     app.exception_handler(DispatchError)(_dispatch_error)
@@ -84,7 +86,20 @@ async def _dispatch_error(request: Request, error: DispatchError) -> Response:
 
 async def _http_exception(request: Request, error: HTTPException) -> Response:
     request_id = exchange_of(request).request_id
-    return plain_problem(error.status_code, error.detail, request_id, error.headers or {}).response()
+    headers = dict(error.headers or {})
+    if error.status_code == HTTPStatus.METHOD_NOT_ALLOWED:
+        headers["Allow"] = ", ".join(sorted(_methods(request)))
+    return plain_problem(error.status_code, error.detail, request_id, headers).response()
+
+
+def _methods(request: Request) -> set[str]:
+    """Those of every route of this path; the framework names those of one."""
+    found: set[str] = set()
+    for route in [*request.app.routes, *(route for noun in NOUNS for route in noun.router.routes)]:
+        methods = getattr(route, "methods", None)
+        if methods and route.matches(request.scope)[0] is not Match.NONE:
+            found |= methods
+    return found | {"HEAD"} if "GET" in found else found
 
 
 async def _disconnect(_request: Request, _error: ClientDisconnect) -> Response:

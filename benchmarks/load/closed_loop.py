@@ -36,9 +36,9 @@ def closed_loop(
     """
     with tempfile.NamedTemporaryFile(suffix=".jsonl") as bodies:
         write_bodies(Path(bodies.name), texts, side.body)
-        before = side.cpu_seconds()
+        before, parts_before = side.cpu_seconds(), side.cpu_of_parts()
         said = _wrk(side, bodies.name, callers, seconds, core)
-        cpu = side.cpu_seconds() - before
+        cpu, parts = side.cpu_seconds() - before, side.cpu_of_parts()
     if side.remembers and not may_repeat and said["sent"] > said["bodies"]:
         raise BenchmarkError(f"{side.name} used up its {len(texts)} texts: give more for {seconds:g} s.")
     return Sample(
@@ -48,6 +48,7 @@ def closed_loop(
         p99=said["p99"],
         failed=int(said["failed"]),
         cpu=cpu if side.program else None,
+        parts={name: used - parts_before[name] for name, used in parts.items()},
     )
 
 

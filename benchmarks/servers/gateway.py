@@ -58,6 +58,9 @@ ALONE = {
 # Tables of their own, appended. With the first, answers are kept in Redis instead of memory.
 REDIS = '\n[redis]\nurl = "{url}"\n'
 CACHE = "\n[cache]\nmax_bytes = {bytes}\n"
+# Who waits for an answer gets 100 s: nobody who is measured is sent away with a job instead.
+JOBS = '\n[jobs]\ndefault_model = "{model}"\nanswer_timeout = 100\nconcurrency = {concurrency}\n'
+BROKER = 'broker = "{broker}"\nredis = "{redis}"\n'
 
 
 def toml(
@@ -91,9 +94,21 @@ def start(folder: Path, cores: Sequence[int], config: str) -> tuple[Program, int
 
 def launch(folder: Path, cores: Sequence[int], config: str) -> tuple[Program, int]:
     """The same without waiting for it."""
-    folder.mkdir(parents=True)
     port = free_port()
+    return _run(folder, cores, config, "serve", "--host", "127.0.0.1", "--port", str(port)), port
+
+
+def launch_worker(folder: Path, config: str) -> Program:
+    """Who works the jobs of a gateway with the same `config`, without waiting for it."""
+    return _run(folder, (), config, "worker")
+
+
+def _run(folder: Path, cores: Sequence[int], config: str, *arguments: str) -> Program:
+    folder.mkdir(parents=True)
     (folder / "dispatcher.toml").write_text(config, encoding="utf-8")
-    command = [sys.executable, "-m", "interface.cli", "serve", "--host", "127.0.0.1", "--port", str(port)]
-    environment = {"DISPATCHER_CONFIG": str(folder / "dispatcher.toml")}
-    return Program(command, log=folder / "gateway.log", cores=cores, environment=environment), port
+    environment = {
+        "DISPATCHER_CONFIG": str(folder / "dispatcher.toml"),
+        "DISPATCHER_JOBS__PATH": str(folder / "jobs.sqlite"),
+    }
+    command = [sys.executable, "-m", "interface.cli", *arguments]
+    return Program(command, log=folder / f"{arguments[0]}.log", cores=cores, environment=environment)

@@ -16,6 +16,7 @@ if TYPE_CHECKING:
     from collections.abc import Sequence
     from pathlib import Path
 
+CANARY = "This is a test."
 PREDICTION = {"label": "positive", "score": 0.98}
 
 # What the gateway asks on the management port, as TorchServe 0.12 answers it
@@ -85,10 +86,15 @@ STUB = """
 
 # As many predictions as instances came, which nginx alone cannot count.
 COUNTING = """\
-const prediction = '%s';
+const prediction = '%s', canary = '%s', delay = %d;
 function predict(r) {
-  const count = JSON.parse(r.requestText).instances.length;
-  r.return(200, '{"predictions": [' + Array(count).fill(prediction).join(',') + ']}');
+  const instances = JSON.parse(r.requestText).instances;
+  const answer = '{"predictions": [' + Array(instances.length).fill(prediction).join(',') + ']}';
+  if (delay && instances[0] !== canary) {
+    setTimeout(() => r.return(200, answer), delay);
+  } else {
+    r.return(200, answer);
+  }
 }
 export default { predict };
 """
@@ -120,16 +126,20 @@ CACHED = """
 """
 
 
-def stub(folder: Path, cores: Sequence[int], *, counting: bool = False) -> tuple[Program, int]:
+def stub(
+    folder: Path, cores: Sequence[int] = (), *, counting: bool = False, delay: float = 0.0
+) -> tuple[Program, int]:
     """A TorchServe with a model `m`, and its port, which is for inference and management.
 
     It answers each request with one prediction and has many workers; `counting` with one for each instance,
-    which costs more, and has one worker, so that batches form.
+    which costs more, and has one worker, so that batches form; all but the canary after `delay` seconds.
     """
     folder.mkdir(parents=True)
     module, answer, http = "", f"return 200 '[{json.dumps(PREDICTION)}]';", ""
     if counting:
-        (folder / "counting.js").write_text(COUNTING % json.dumps(PREDICTION), encoding="utf-8")
+        (folder / "counting.js").write_text(
+            COUNTING % (json.dumps(PREDICTION), CANARY, delay * 1e3), encoding="utf-8"
+        )
         module = f"load_module {machine.njs_module()};"
         http = f"js_path {folder}; js_import counting.js;"
         answer = "js_content counting.predict;"

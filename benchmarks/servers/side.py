@@ -24,7 +24,8 @@ class Side:
     """`url` is where predictions are asked for; `body` makes the JSON for one text.
 
     `program` is charged for the requests; None where nobody is to be charged.
-    `remembers` says that it answers a repeated text from a cache.
+    `remembers` says that it answers a repeated text from a cache. `parts` are all programs that take part,
+    by their names. Where an answer lacks the word `answers`, it is none.
     """
 
     name: str
@@ -33,10 +34,16 @@ class Side:
     program: Program | None = None
     headers: Mapping[str, str] = field(default_factory=dict)
     remembers: bool = False
+    parts: Mapping[str, Program] = field(default_factory=dict)
+    answers: str = "label"
 
     def cpu_seconds(self) -> float:
         """Processor time it has used so far."""
         return self.program.cpu_seconds() if self.program else 0.0
+
+    def cpu_of_parts(self) -> dict[str, float]:
+        """The same of all its parts."""
+        return {name: program.cpu_seconds() for name, program in self.parts.items()}
 
     def settle(self, text: str) -> None:
         """Wait until `text` is answered, after all that was asked before.
@@ -66,5 +73,5 @@ class Side:
             raise BenchmarkError(f"{self.name} answers {error.code}: {error.read().decode()[:500]}") from None
         except OSError as error:
             raise BenchmarkError(f"{self.name} does not answer: {error}") from None
-        if "label" not in said:
+        if self.answers not in said:
             raise BenchmarkError(f"{self.name} answers without a prediction: {said[:500]}")

@@ -13,6 +13,7 @@ if TYPE_CHECKING:
     RawHeaders = Sequence[tuple[bytes, bytes]]
 
 JSON = b"application/json"
+CLOSE = (b"connection", b"close")
 
 
 @dataclass(slots=True)

@@ -11,8 +11,8 @@ from pydantic_core import to_json
 from starlette.responses import Response
 
 from domain.errors import DeadlineExceeded
-from domain.prediction import ModelRef, PredictionRequest
-from interface.http import openapi, preferences
+from domain.prediction import ModelRef, PredictionRequest, PredictionResult
+from interface.http import openapi_predictions, preferences
 from interface.http.answer import Answer
 from interface.http.body import read_body
 from interface.http.dispatch_body import decode
@@ -22,7 +22,6 @@ if TYPE_CHECKING:
     from collections.abc import Awaitable, Coroutine
 
     from bootstrap.gateway import Gateway
-    from domain.prediction import PredictionResult
     from interface.http.exchange import Exchange
     from interface.http.preferences import Headers
 
@@ -32,7 +31,7 @@ router = APIRouter()
 
 
 @router.post("/dispatch_model/", include_in_schema=False)
-@router.post("/dispatch_model", **openapi.DISPATCH_MODEL)
+@router.post("/dispatch_model", **openapi_predictions.DISPATCH_MODEL)
 async def dispatch_model(request: Request) -> Response:
     """Ask a model for predictions, one for each instance, in order."""
     gateway: Gateway = request.app.state.gateway
@@ -40,14 +39,24 @@ async def dispatch_model(request: Request) -> Response:
     limits = gateway.limits
     deadline = preferences.deadline(headers)
     text = await within(deadline, limits.max_timeout, read_body(request, limits.max_body_bytes))
-    answering = answer(gateway, exchange_of(request), headers, text)
-    found = await while_connected(request, answering)
-    return Response(status_code=CLIENT_CLOSED_REQUEST) if found is None else found.response()
+    found = answer(gateway, exchange_of(request), headers, text)
+    return await respond(request, found)
 
 
-async def answer(gateway: Gateway, exchange: Exchange, headers: Headers, text: bytes) -> Answer:
-    """The answer to a request whose whole body is `text`. Raises a DispatchError."""
-    return tell(exchange, await gateway.predictions.predict(ask(gateway, exchange, headers, text)))
+def answer(
+    gateway: Gateway, exchange: Exchange, headers: Headers, text: bytes
+) -> Answer | Coroutine[None, None, Answer]:
+    """The answer to a body `text`: at once where it is remembered. Raises a DispatchError."""
+    request = gateway.predictions.recall(ask(gateway, exchange, headers, text))
+    return (
+        tell(exchange, request)
+        if isinstance(request, PredictionResult)
+        else _predict(gateway, exchange, request)
+    )
+
+
+async def _predict(gateway: Gateway, exchange: Exchange, request: PredictionRequest) -> Answer:
+    return tell(exchange, await gateway.predictions.predict(request))
 
 
 def ask(gateway: Gateway, exchange: Exchange, headers: Headers, text: bytes) -> PredictionRequest:
@@ -89,6 +98,14 @@ async def within(deadline: float | None, seconds: float, reading: Awaitable[byte
             return await reading
     except TimeoutError:
         raise DeadlineExceeded("The body did not arrive in time.") from None
+
+
+async def respond(request: Request, found: Answer | Coroutine[None, None, Answer]) -> Response:
+    """The response with what an endpoint has `found`; work that is awaited ends when the caller leaves."""
+    if isinstance(found, Answer):
+        return found.response()
+    awaited = await while_connected(request, found)
+    return Response(status_code=CLIENT_CLOSED_REQUEST) if awaited is None else awaited.response()
 
 
 async def while_connected(request: Request, work: Coroutine[None, None, T]) -> T | None:

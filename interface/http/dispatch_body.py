@@ -1,26 +1,17 @@
-"""The body of `/dispatch_model`, and reading it."""
+"""The bodies that ask for predictions, and reading them."""
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field, fields
+from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Annotated, Any, ClassVar
 
-from pydantic import Field, TypeAdapter, ValidationError
+from pydantic import Field
 
-from domain.errors import FieldError, InvalidRequest
-from domain.finite import escape
 from domain.prediction import ANY_SERVER, ServerAddress
-from interface.http.body import parse_json
+from interface.http.decoding import Decoder, Name, check_number
 
 if TYPE_CHECKING:
-    from collections.abc import Callable
-
     from pydantic import ConfigDict
-    from pydantic_core import ErrorDetails
-
-MOST_ERRORS = 20  # of one body that are worth telling
-
-Name = Annotated[str, Field(min_length=1, max_length=256)]
 
 
 @dataclass(frozen=True, slots=True)
@@ -51,35 +42,26 @@ class DispatchBody:
         return ServerAddress(self.host, self.port)
 
 
-_validate: Callable[[object], DispatchBody] = TypeAdapter(DispatchBody).validator.validate_python
-_KEYS = tuple(each.name for each in fields(DispatchBody))
-_KNOWN = frozenset(_KEYS)
+@dataclass(frozen=True, slots=True)
+class PredictBody:
+    """What a caller of `/api/predict/` sends."""
+
+    __pydantic_config__: ClassVar[ConfigDict] = {"extra": "forbid"}
+
+    text: Annotated[str, Field(min_length=1, description="What the model is asked about.")]
+
+
+_BODY = Decoder(DispatchBody)
+_TEXT = Decoder(PredictBody)
 
 
 def decode(text: bytes, max_instances: int) -> DispatchBody:
     """The body that `text` spells. Raises InvalidRequest with a pointer to each thing that is wrong."""
-    value = parse_json(text)
-    if isinstance(value, dict) and not value.keys() <= _KNOWN:
-        unknown = [key for key in value if key not in _KNOWN]
-        message = f"Unknown key. Known: {', '.join(_KEYS)}."  # before pydantic, which would list all of them
-        raise InvalidRequest(message, [FieldError(f"/{escape(k)}", message) for k in unknown[:MOST_ERRORS]])
-    try:
-        body = _validate(value)
-    except ValidationError as error:
-        found = error.errors(include_url=False, include_context=False, include_input=False)[:MOST_ERRORS]
-        errors = [FieldError(_pointer(each["loc"]), _message(each)) for each in found]
-        message = f"The body is not valid: {errors[0].pointer or 'the whole'}: {errors[0].detail}."
-        raise InvalidRequest(message, errors) from None
-    if len(body.instances) > max_instances:
-        message = f"At most {max_instances} instances are allowed in one request, not {len(body.instances)}."
-        raise InvalidRequest(message, [FieldError("/instances", message)])
+    body = _BODY.decode(text)
+    check_number(body.instances, max_instances)
     return body
 
 
-def _message(error: ErrorDetails) -> str:
-    """The words of pydantic, but for the one case where they name a class of ours."""
-    return "Input should be an object" if error["type"] == "dataclass_type" else error["msg"]
-
-
-def _pointer(loc: tuple[int | str, ...]) -> str:
-    return "".join(f"/{escape(str(step))}" for step in loc)
+def decode_text(text: bytes) -> PredictBody:
+    """The same for `/api/predict/`."""
+    return _TEXT.decode(text)

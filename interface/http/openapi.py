@@ -13,14 +13,23 @@ from pydantic import TypeAdapter
 
 from domain import errors
 from domain.error_response import kind
-from interface.http.dispatch_body import DispatchBody
+from interface.http.dispatch_body import DispatchBody, PredictBody
+from interface.http.job_body import JobBody
+from interface.http.job_report import JobList, JobReport, Replayed
 from interface.http.problem import MEDIA_TYPE, STATUS, TYPE_PREFIX, Problem
-from interface.http.reports import DispatchAnswer, HealthReport, Liveness, ModelList, ModelReport
+from interface.http.reports import (
+    DispatchAnswer,
+    HealthReport,
+    Liveness,
+    ModelList,
+    ModelReport,
+    PredictAnswer,
+)
 
 if TYPE_CHECKING:
     from fastapi import FastAPI
 
-_SCHEMAS = "#/components/schemas/"
+SCHEMAS = "#/components/schemas/"
 
 DESCRIPTION = """
 The one door in front of a TorchServe fleet: ask for predictions here,
@@ -29,58 +38,30 @@ and the gateway finds a server that can answer.
 Every error is `application/problem+json` (RFC 9457); its `type` is the path of a page that explains it.
 """
 
-_PREDICTION = {
-    "label": "positive",
-    "score": 0.9974,
-    "scores": {"negative": 0.0011, "neutral": 0.0015, "positive": 0.9974},
-}
-_REQUESTS = {
-    "two texts": {
-        "value": {
-            "model_name": "sentiment",
-            "instances": ["I loved every minute of it.", "Utterly boring."],
-        }
-    },
-    "one version, every key": {
-        "value": {
-            "model_name": "sentiment",
-            "model_version": "1.0",
-            "instances": [{"text": "What's new?"}],
-            "parameters": {},
-            "host": "127.0.0.1",
-            "port": 8080,
-        }
-    },
-}
-_ANSWER = {"model_name": "sentiment", "model_version": "1.0", "predictions": [_PREDICTION]}
-_HEADERS = {
+HEADERS = {
     "X-Request-Id": {"description": "The caller's, or a new one.", "schema": {"type": "string"}},
     "Server-Timing": {
         "description": "Where the time went, in milliseconds: queue, server, total.",
         "schema": {"type": "string"},
     },
 }
-_CACHE_STATUS = {
-    "Cache-Status": {
-        "description": "What the cache did (RFC 9211): hit or fwd, stored, ttl; only where caching is on.",
-        "schema": {"type": "string"},
-    }
-}
-_RETRY_AFTER = {"Retry-After": {"description": "Seconds to wait.", "schema": {"type": "integer"}}}
+RETRY_AFTER = {"Retry-After": {"description": "Seconds to wait.", "schema": {"type": "integer"}}}
 
 
-def _json(model: type, example: Any = None) -> dict[str, Any]:  # noqa: ANN401  (any JSON)
-    content: dict[str, Any] = {"schema": {"$ref": _SCHEMAS + model.__name__}}
+def content(model: type, example: Any = None) -> dict[str, Any]:  # noqa: ANN401  (any JSON)
+    """A body of `model`."""
+    shown: dict[str, Any] = {"schema": {"$ref": SCHEMAS + model.__name__}}
     if example is not None:
-        content["example"] = example
-    return {"application/json": content}
+        shown["example"] = example
+    return {"application/json": shown}
 
 
-def _answer(model: type, description: str, example: Any = None) -> dict[str, Any]:  # noqa: ANN401
-    return {"description": description, "content": _json(model, example), "headers": _HEADERS}
+def answer(model: type, description: str, example: Any = None) -> dict[str, Any]:  # noqa: ANN401
+    """An answer of `model`."""
+    return {"description": description, "content": content(model, example), "headers": HEADERS}
 
 
-def _problems(*classes: type[errors.DispatchError]) -> dict[int | str, dict[str, Any]]:
+def problems(*classes: type[errors.DispatchError]) -> dict[int | str, dict[str, Any]]:
     """One entry a status, with an example of each error that has it."""
     responses: dict[int | str, dict[str, Any]] = {}
     for error in classes:
@@ -89,16 +70,16 @@ def _problems(*classes: type[errors.DispatchError]) -> dict[int | str, dict[str,
             int(status),
             {
                 "description": status.phrase,
-                "headers": _HEADERS | (_RETRY_AFTER if status == 503 else {}),  # noqa: PLR2004
-                "content": {MEDIA_TYPE: {"schema": {"$ref": _SCHEMAS + "Problem"}, "examples": {}}},
+                "headers": HEADERS | (RETRY_AFTER if status == 503 else {}),  # noqa: PLR2004
+                "content": {MEDIA_TYPE: {"schema": {"$ref": SCHEMAS + "Problem"}, "examples": {}}},
             },
         )
         title = error.summary().rstrip(".")
-        entry["content"][MEDIA_TYPE]["examples"][title] = {"value": _problem_example(error, int(status))}
+        entry["content"][MEDIA_TYPE]["examples"][title] = {"value": problem_example(error, int(status))}
     return responses
 
 
-def _problem_example(error: type[errors.DispatchError], status: int) -> dict[str, Any]:
+def problem_example(error: type[errors.DispatchError], status: int) -> dict[str, Any]:
     detail = error.summary()
     return {
         "type": TYPE_PREFIX + kind(error),
@@ -110,81 +91,42 @@ def _problem_example(error: type[errors.DispatchError], status: int) -> dict[str
     }
 
 
-_INTERNAL = _problems(errors.InternalError)
+INTERNAL = problems(errors.InternalError)
 
-DISPATCH_MODEL: dict[str, Any] = {
-    "operation_id": "dispatch_model",
-    "tags": ["predictions"],
-    "summary": "Ask a model for predictions",
-    "responses": {
-        200: _answer(DispatchAnswer, "One prediction for each instance, in order.", _ANSWER)
-        | {"headers": _HEADERS | _CACHE_STATUS},
-        "4XX": {
-            "description": "A 4xx of the model's own handler, with its message.",
-            "content": {MEDIA_TYPE: {"schema": {"$ref": _SCHEMAS + "Problem"}}},
-        },
-        **_problems(*STATUS),
-    },
-    "openapi_extra": {
-        "requestBody": {
-            "required": True,
-            "content": {
-                "application/json": {
-                    "schema": {"$ref": _SCHEMAS + "DispatchBody"},
-                    "examples": _REQUESTS,
-                }
-            },
-        },
-        "parameters": [
-            {
-                "name": "X-Request-Timeout",
-                "in": "header",
-                "description": "Seconds the caller waits at most; capped by configuration.",
-                "schema": {"type": "number", "exclusiveMinimum": 0},
-                "example": 5,
-            },
-            {
-                "name": "Cache-Control",
-                "in": "header",
-                "description": "`no-cache`: ask the model; `no-store`: do not remember the answer.",
-                "schema": {"type": "string"},
-            },
-            {
-                "name": "Priority",
-                "in": "header",
-                "description": "`u=5`, `u=6` or `u=7` (RFC 9218): bulk work, which waits for other work.",
-                "schema": {"type": "string"},
-            },
-            {
-                "name": "X-Request-Id",
-                "in": "header",
-                "description": "Names the request in answers and logs; made where it is left out.",
-                "schema": {"type": "string"},
-            },
-        ],
-    },
+PRIORITY = {
+    "name": "Priority",
+    "in": "header",
+    "description": "`u=5`, `u=6` or `u=7` (RFC 9218): bulk work, which waits for other work.",
+    "schema": {"type": "string"},
 }
-LIVE: dict[str, Any] = {"operation_id": "live", "responses": {200: _answer(Liveness, "Alive.")} | _INTERNAL}
+X_REQUEST_ID = {
+    "name": "X-Request-Id",
+    "in": "header",
+    "description": "Names the request in answers and logs; made where it is left out.",
+    "schema": {"type": "string"},
+}
+
+LIVE: dict[str, Any] = {"operation_id": "live", "responses": {200: answer(Liveness, "Alive.")} | INTERNAL}
 HEALTH: dict[str, Any] = {
     "operation_id": "health",
-    "responses": {200: _answer(HealthReport, "The state of every part.")} | _INTERNAL,
+    "responses": {200: answer(HealthReport, "The state of every part.")} | INTERNAL,
 }
 READY: dict[str, Any] = {
     "operation_id": "ready",
     "responses": {
-        200: _answer(HealthReport, "Every required model can be answered."),
-        503: _answer(HealthReport, "Some required model cannot be answered; `reasons` say why.")
-        | {"headers": _HEADERS | _RETRY_AFTER},
+        200: answer(HealthReport, "Every required model can be answered."),
+        503: answer(HealthReport, "Some required model cannot be answered; `reasons` say why.")
+        | {"headers": HEADERS | RETRY_AFTER},
     }
-    | _INTERNAL,
+    | INTERNAL,
 }
 MODELS: dict[str, Any] = {
     "operation_id": "models",
-    "responses": {200: _answer(ModelList, "Every model that is served.")} | _INTERNAL,
+    "responses": {200: answer(ModelList, "Every model that is served.")} | INTERNAL,
 }
 MODEL: dict[str, Any] = {
     "operation_id": "model",
-    "responses": {200: _answer(ModelReport, "The model."), **_problems(errors.ModelNotFound)} | _INTERNAL,
+    "responses": {200: answer(ModelReport, "The model."), **problems(errors.ModelNotFound)} | INTERNAL,
     "openapi_extra": {
         "parameters": [{"name": "name", "in": "path", "required": True, "schema": {"type": "string"}}]
     },
@@ -207,11 +149,25 @@ def document(app: FastAPI) -> dict[str, Any]:
 
 
 def _schemas() -> dict[str, Any]:
-    shown = (DispatchAnswer, HealthReport, Liveness, ModelList, ModelReport, Problem)
+    taken, told = (
+        (DispatchBody, JobBody, PredictBody),
+        (
+            DispatchAnswer,
+            HealthReport,
+            JobList,
+            JobReport,
+            Liveness,
+            ModelList,
+            ModelReport,
+            PredictAnswer,
+            Problem,
+            Replayed,
+        ),
+    )
     adapters: list[tuple[type, Literal["validation", "serialization"], TypeAdapter[Any]]] = [
-        (DispatchBody, "validation", TypeAdapter(DispatchBody)),
-        *((model, "serialization", TypeAdapter(model)) for model in shown),
+        *((model, "validation", TypeAdapter(model)) for model in taken),
+        *((model, "serialization", TypeAdapter(model)) for model in told),
     ]
-    _, document = TypeAdapter.json_schemas(adapters, ref_template=_SCHEMAS + "{model}")
+    _, document = TypeAdapter.json_schemas(adapters, ref_template=SCHEMAS + "{model}")
     definitions: dict[str, Any] = document["$defs"]
     return definitions

@@ -1,4 +1,4 @@
-"""What a caller asks for in headers: time, cache and priority; and what the cache answers."""
+"""What a caller asks for in headers: time, cache, priority, once only; and what the cache answers."""
 
 from __future__ import annotations
 
@@ -20,6 +20,8 @@ if TYPE_CHECKING:
 BULK = b"5"  # and less urgent: 0 is the most urgent, 3 the default, 7 background work (RFC 9218)
 
 _URGENCY = re.compile(rb"(?:^|,)\s*u=([0-7])\s*(?:$|[,;])")
+_WAIT = re.compile(rb"(?:^|,)\s*wait\s*=\s*\"?([0-9]{1,9})\"?\s*(?:$|[,;])", re.IGNORECASE)
+_KEY = re.compile(rb"[!-~]{1,255}")
 
 
 def deadline(headers: Headers) -> float | None:
@@ -52,11 +54,28 @@ def cache_control(headers: Headers) -> CacheControl:
     return CacheControl(read=b"no-cache" not in directives, store=b"no-store" not in directives)
 
 
-def bulk(headers: Headers) -> bool:
-    """Whether the caller can wait: `Priority: u=5` or more (RFC 9218)."""
+def bulk(headers: Headers, *, unsaid: bool = False) -> bool:
+    """Whether the caller can wait: `Priority: u=5` or more (RFC 9218); `unsaid` where it does not say."""
     text = headers.get(b"priority")
     found = None if text is None else _URGENCY.search(text)
-    return found is not None and found[1] >= BULK
+    return unsaid if found is None else found[1] >= BULK
+
+
+def wait(headers: Headers) -> int | None:
+    """`Prefer: wait=…` in seconds (RFC 7240, 4.3); what is no such preference is ignored, as it has to be."""
+    text = headers.get(b"prefer")
+    found = None if text is None else _WAIT.search(text)
+    return None if found is None else int(found[1])
+
+
+def idempotency_key(headers: Headers) -> str | None:
+    """`Idempotency-Key`, None if unsaid. Raises InvalidRequest."""
+    text = headers.get(b"idempotency-key")
+    if text is None:
+        return None
+    if _KEY.fullmatch(text) is None:
+        raise InvalidRequest("Idempotency-Key should be 1 to 255 visible ASCII characters.")
+    return text.decode()
 
 
 def cache_status(result: PredictionResult) -> bytes | None:

@@ -11,11 +11,13 @@ from urllib.parse import quote
 from pydantic_core import to_json
 
 from domain import errors
-from domain.error_response import ErrorResponse
+from domain.error_response import ErrorResponse, kind
 from interface.http.answer import Answer
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
+
+    from domain.job import Failure
 
 MEDIA_TYPE = "application/problem+json"
 TYPE_PREFIX = "/problems/"  # each is a page of the gateway itself
@@ -43,6 +45,9 @@ STATUS: dict[type[errors.DispatchError], HTTPStatus] = {
 }
 
 
+KINDS = {kind(error): error for error in STATUS}
+
+
 @dataclass(frozen=True, slots=True)
 class Pointer:
     """What is wrong with one part of the body; `pointer` is a JSON pointer (RFC 6901) as a fragment."""
@@ -55,7 +60,8 @@ class Pointer:
 class Problem:
     """Problem details (RFC 9457).
 
-    `type` is the path of a page that explains this kind of problem, `instance` the request's id.
+    `type` is the path of a page that explains this kind of problem, `instance` the request's id,
+    or the path of the job that recorded it.
     `error` repeats the detail for Open Inference Protocol clients, which read only that.
     """
 
@@ -77,8 +83,13 @@ def status_of(error: errors.DispatchError) -> int:
 
 def problem_answer(error: errors.DispatchError, request_id: str) -> Answer:
     """The answer for `error` to the request of this id."""
-    told = ErrorResponse.of(error, request_id)
-    body = Problem(
+    return _respond(problem(error, request_id), _headers(error))
+
+
+def problem(error: errors.DispatchError, instance: str) -> Problem:
+    """`error` as it is told."""
+    told = ErrorResponse.of(error, instance)
+    return Problem(
         type=TYPE_PREFIX + told.kind,
         title=told.title,
         status=status_of(error),
@@ -87,7 +98,19 @@ def problem_answer(error: errors.DispatchError, request_id: str) -> Answer:
         error=told.detail,
         errors=tuple(Pointer(each.detail, "#" + quote(each.pointer, safe="/~")) for each in told.errors),
     )
-    return _respond(body, _headers(error))
+
+
+def recorded(failure: Failure) -> errors.DispatchError:
+    """The error that was recorded as `failure`."""
+    error = KINDS.get(failure.kind, errors.InternalError)
+    if issubclass(error, errors.InputRejectedByModel):
+        return error(failure.detail, code=failure.code or HTTPStatus.UNPROCESSABLE_ENTITY)
+    return error(failure.detail)
+
+
+def spell(body: Problem) -> bytes:
+    """`body` as JSON."""
+    return to_json(body) if body.errors else to_json(body, exclude={"errors"})
 
 
 def plain_problem(status: int, detail: str, request_id: str, headers: Mapping[str, str]) -> Answer:
@@ -106,6 +129,5 @@ def _headers(error: errors.DispatchError) -> dict[str, str]:
 
 
 def _respond(body: Problem, headers: Mapping[str, str]) -> Answer:
-    content = to_json(body) if body.errors else to_json(body, exclude={"errors"})
     raw = [(name.lower().encode("latin-1"), value.encode("latin-1")) for name, value in headers.items()]
-    return Answer(content, body.status, MEDIA_TYPE.encode(), raw)
+    return Answer(spell(body), body.status, MEDIA_TYPE.encode(), raw)

@@ -9,18 +9,15 @@ from fastapi import APIRouter
 from starlette.exceptions import HTTPException
 from starlette.responses import HTMLResponse
 
-from domain.error_response import kind
-from interface.http.problem import STATUS, TYPE_PREFIX
+from interface.http.problem import KINDS, STATUS, TYPE_PREFIX
 
 router = APIRouter(include_in_schema=False)
-
-_PAGES = {kind(error): error for error in STATUS}
 
 
 @router.get(TYPE_PREFIX + "{name}")
 async def explain(name: str) -> HTMLResponse:
     """What this kind of problem means, and its HTTP status."""
-    error = _PAGES.get(name)
+    error = KINDS.get(name)
     if error is None:
         raise HTTPException(404, f"There is no problem of the kind {name!r}.")
     title = html.escape(error.summary().rstrip("."))

@@ -5,41 +5,36 @@ from __future__ import annotations
 import asyncio
 import contextlib
 from http import HTTPMethod
-from typing import TYPE_CHECKING, NamedTuple
+from typing import TYPE_CHECKING, TypeAlias
 
 from uvicorn.protocols.http.flow_control import HIGH_WATER_LIMIT
 from uvicorn.protocols.http.httptools_impl import STATUS_LINE, HttpToolsProtocol
 
 from application.tasks import start
 from domain.errors import DeadlineExceeded, DispatchError, InvalidRequest
-from domain.prediction import PredictionResult
-from interface.http import dispatch, preferences
+from interface.http import dispatch, predict, preferences
+from interface.http.answer import CLOSE, Answer
 from interface.http.exchange import CLIENT_CLOSED_REQUEST, Exchange, request_id
 from interface.http.problem import problem_answer
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Mapping
+    from collections.abc import Callable, Coroutine, Mapping
     from typing import Self
 
     from bootstrap.gateway import Gateway
-    from domain.prediction import PredictionRequest
-    from interface.http.answer import Answer
     from interface.http.preferences import Headers
 
 
-class Endpoint(NamedTuple):
-    """What a route asks the service for a body, and what it tells the caller. Both raise a DispatchError."""
+Endpoint: TypeAlias = "Callable[[Gateway, Exchange, Headers, bytes], Answer | Coroutine[None, None, Answer]]"
+"""What a route answers to a body: at once, or what is to be awaited. Both raise a DispatchError."""
 
-    ask: Callable[[Gateway, Exchange, Headers, bytes], PredictionRequest]
-    tell: Callable[[Exchange, PredictionResult], Answer]
-
-
-CLOSE = (b"connection", b"close")
 POST = HTTPMethod.POST.value.encode()
 EXTRAORDINARY = {b"transfer-encoding", b"expect", b"upgrade"}
 ENDPOINTS: Mapping[bytes, Endpoint] = {
-    b"/dispatch_model": Endpoint(dispatch.ask, dispatch.tell),
-    b"/dispatch_model/": Endpoint(dispatch.ask, dispatch.tell),
+    b"/dispatch_model": dispatch.answer,
+    b"/dispatch_model/": dispatch.answer,
+    b"/api/predict": predict.answer,
+    b"/api/predict/": predict.answer,
 }
 
 
@@ -160,24 +155,18 @@ class _ShortCycle:
     def _begin(self) -> None:
         """Answer at once where nothing has to be waited for; else in a task."""
         exchange = self._exchange
-        answer = None
         try:
-            request = self._endpoint.ask(self._gateway, exchange, self._headers, bytes(self.body))
-            found = self._gateway.predictions.recall(request)
-            if isinstance(found, PredictionResult):
-                answer = self._endpoint.tell(exchange, found)
-            else:
-                request = found
+            found = self._endpoint(self._gateway, exchange, self._headers, bytes(self.body))
         except DispatchError as error:
-            answer = problem_answer(error, exchange.request_id)
+            found = problem_answer(error, exchange.request_id)
         except Exception:  # noqa: BLE001  (the last resort, which logs it)
-            answer = exchange.failed()
-        if answer is None:
-            self._task = start(self._answer(request))
+            found = exchange.failed()
+        if not isinstance(found, Answer):
+            self._task = start(self._answer(found))
         elif self._protocol.flow.write_paused:
-            self._task = start(self._send_when_read(answer))
+            self._task = start(self._send_when_read(found))
         else:
-            self._send(answer)
+            self._send(found)
 
     def watch(self) -> None:
         """Limit the time in which the rest of the body may come."""
@@ -196,10 +185,10 @@ class _ShortCycle:
         error = DeadlineExceeded("The body did not arrive in time.")
         self._send(problem_answer(error, self._exchange.request_id))
 
-    async def _answer(self, request: PredictionRequest) -> None:
+    async def _answer(self, awaited: Coroutine[None, None, Answer]) -> None:
         exchange = self._exchange
         try:
-            answer = self._endpoint.tell(exchange, await self._gateway.predictions.predict(request))
+            answer = await awaited
         except DispatchError as error:
             answer = problem_answer(error, exchange.request_id)
         except Exception:  # noqa: BLE001  (the last resort, which logs it)

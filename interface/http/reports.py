@@ -18,6 +18,15 @@ class DispatchAnswer:
 
 
 @dataclass(frozen=True, slots=True)
+class PredictAnswer:
+    """What a caller of `/api/predict/` gets."""
+
+    model_name: str
+    model_version: Annotated[str | None, Field(description="The version that answered.")]
+    prediction: Annotated[Any, Field(description="What the model says of the text.")]
+
+
+@dataclass(frozen=True, slots=True)
 class Liveness:
     """The process answers."""
 

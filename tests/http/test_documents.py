@@ -8,9 +8,13 @@ import pytest
 
 from domain.error_response import kind
 from interface.http.dispatch_body import decode
+from interface.http.job_body import decode as decode_job
+from interface.http.ndjson import chunks
 from interface.http.problem import STATUS
 
 if TYPE_CHECKING:
+    from collections.abc import AsyncIterator
+
     import httpx
 
 
@@ -62,3 +66,16 @@ async def test_the_examples_are_requests_we_take(client: httpx.AsyncClient) -> N
     content = document["paths"]["/dispatch_model"]["post"]["requestBody"]["content"]["application/json"]
     for example in content["examples"].values():
         assert decode(json.dumps(example["value"]).encode(), 100).model_name == "sentiment"
+
+
+async def test_the_examples_of_jobs_are_jobs_we_take(client: httpx.AsyncClient) -> None:
+    document = (await client.get("/openapi.json")).json()
+
+    content = document["paths"]["/jobs"]["post"]["requestBody"]["content"]
+    body = decode_job(json.dumps(content["application/json"]["example"]).encode(), 100)
+    lines = chunks(_once(content["application/x-ndjson"]["example"]), max_line=100, max_instances=2)
+    assert (body.model_name, [size async for size, _ in lines]) == ("sentiment", [2])
+
+
+async def _once(text: str) -> AsyncIterator[bytes]:
+    yield text.encode()

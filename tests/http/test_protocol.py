@@ -5,19 +5,18 @@ from __future__ import annotations
 import asyncio
 import json
 import logging
-from contextlib import asynccontextmanager, contextmanager
+from contextlib import asynccontextmanager
 from typing import TYPE_CHECKING, Any
 
 import pytest
-import uvicorn
 from uvicorn.protocols.http.httptools_impl import HttpToolsProtocol
 
-from interface import main
-from interface.http.protocol import GatewayProtocol
+from tests.http.happened import happened
 
 if TYPE_CHECKING:
-    from collections.abc import AsyncIterator, Callable, Iterator
+    from collections.abc import AsyncIterator
 
+    import uvicorn
     from fastapi import FastAPI
 
     from tests.fakes import FakeServer
@@ -47,37 +46,11 @@ class Caller:
             return await self.reader.read() == b""
 
 
-async def happened(event: Callable[[], object]) -> None:
-    async with asyncio.timeout(5):
-        while not event():  # noqa: ASYNC110  (nobody sets an Event for it)
-            await asyncio.sleep(0.001)
-
-
 def post(body: bytes = BODY, *headers: str, path: str = "/dispatch_model", version: str = "1.1") -> bytes:
     lines = [f"POST {path} HTTP/{version}", "host: gateway", *headers]
     if not any(line.startswith(("content-length", "transfer-encoding")) for line in headers):
         lines.append(f"content-length: {len(body)}")
     return "\r\n".join([*lines, "", ""]).encode() + body
-
-
-@pytest.fixture
-async def serving(app: FastAPI, monkeypatch: pytest.MonkeyPatch) -> AsyncIterator[uvicorn.Server]:
-    gateway = app.state.gateway
-
-    @asynccontextmanager
-    async def build(_settings: object) -> AsyncIterator[object]:
-        yield gateway
-
-    monkeypatch.setattr(main, "load", object)
-    monkeypatch.setattr(main, "build", build)
-    config = uvicorn.Config(app, port=0, http=GatewayProtocol, log_config=None, server_header=False)
-    server = uvicorn.Server(config)
-    monkeypatch.setattr(server, "capture_signals", _nothing_captured)
-    running = asyncio.create_task(server.serve())
-    await happened(lambda: server.started)
-    yield server
-    server.should_exit = True
-    await running
 
 
 @asynccontextmanager
@@ -254,11 +227,6 @@ async def test_a_request_in_flight_is_answered_before_the_gateway_stops(
         status, headers, _ = await caller.answer()
 
     assert (status, headers["connection"]) == (200, "close")
-
-
-@contextmanager
-def _nothing_captured() -> Iterator[None]:
-    yield
 
 
 def _not_this_way(_protocol: object) -> None:

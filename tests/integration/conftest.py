@@ -1,4 +1,4 @@
-"""Real Redis servers."""
+"""Real servers beside TorchServe."""
 
 from __future__ import annotations
 
@@ -6,6 +6,7 @@ from typing import TYPE_CHECKING
 
 import pytest
 
+from tests.integration.rabbitmq_server import RunningRabbitMQ
 from tests.integration.redis_server import RunningRedis
 
 if TYPE_CHECKING:
@@ -26,6 +27,15 @@ def redis(tmp_path_factory: pytest.TempPathFactory) -> Iterator[RunningRedis]:
 def own_redis(tmp_path: Path) -> Iterator[RunningRedis]:
     """One for a test that kills or pauses it."""
     running = RunningRedis(tmp_path)
+    running.start()
+    yield running
+    running.stop()
+
+
+@pytest.fixture(scope="session")
+def rabbitmq(tmp_path_factory: pytest.TempPathFactory) -> Iterator[RunningRabbitMQ]:
+    """One for all tests: it takes long to start, so who kills it starts it again."""
+    running = RunningRabbitMQ(tmp_path_factory.mktemp("rabbitmq"))
     running.start()
     yield running
     running.stop()

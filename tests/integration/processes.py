@@ -150,6 +150,7 @@ class RunningGateway:
     def start(cls, folder: Path, settings: dict[str, str]) -> RunningGateway:
         """Start one that writes its log into `folder`; `settings` are environment variables, unprefixed."""
         (port,) = free_ports([18_000])
+        settings = {"JOBS__PATH": str(folder / f"jobs-{port}.sqlite")} | settings
         variables = {f"DISPATCHER_{name}": value for name, value in settings.items()}
         process = Process(
             [sys.executable, "-m", "interface.cli", "serve", "--port", str(port)],

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Any
 
+import httpx
 import pytest
 import schemathesis
 from hypothesis import HealthCheck, given, settings
@@ -22,6 +23,16 @@ DOCUMENT = schemathesis.openapi.from_dict(create_app().openapi())
 OPERATIONS: list[Any] = [operation for path in DOCUMENT.values() for operation in path.values()]
 DISPATCH_MODEL = next(operation for operation in OPERATIONS if operation.path == "/dispatch_model")
 
+SUBMIT = next(each for each in OPERATIONS if (each.method.upper(), each.path) == ("POST", "/jobs"))
+PREDICT = next(operation for operation in OPERATIONS if operation.path == "/api/predict/")
+JOBS = next(each for each in OPERATIONS if (each.method.upper(), each.path) == ("GET", "/jobs"))
+
+
+@schemathesis.serializer("application/x-ndjson")
+def lines(_context: Any, value: Any) -> bytes:
+    return value if isinstance(value, bytes) else str(value).encode()
+
+
 load_all_checks()
 # positive_data_acceptance is left out below: which host, port and instances are good, no schema can say.
 patient = settings(deadline=None, suppress_health_check=list(HealthCheck))
@@ -32,7 +43,8 @@ patient = settings(deadline=None, suppress_health_check=list(HealthCheck))
     [
         *((operation, GenerationMode.POSITIVE, 10) for operation in OPERATIONS),
         (DISPATCH_MODEL, GenerationMode.POSITIVE, 50),
-        (DISPATCH_MODEL, GenerationMode.NEGATIVE, 50),  # the other routes take nothing that could be wrong
+        # The other routes take nothing that could be wrong.
+        *((each, GenerationMode.NEGATIVE, 50) for each in (DISPATCH_MODEL, PREDICT, SUBMIT, JOBS)),
     ],
     ids=str,
 )
@@ -62,5 +74,39 @@ def test_arbitrary_instances_are_answered_by_the_real_model_or_pointed_at(gatewa
             base_url=gateway.url, timeout=60, excluded_checks=[positive_data_acceptance]
         )
         assert answer.status_code in {200, 422}
+
+    answers()
+
+
+@pytest.mark.parametrize("operation", [each for each in OPERATIONS if "{id}" in each.path], ids=str)
+@pytest.mark.parametrize("instance", ["Hello.", ""])  # the model refuses the second
+def test_every_route_of_a_job_that_is_over_answers_as_documented(
+    gateway: RunningGateway, operation: Any, instance: str
+) -> None:
+    ask = {"model_name": "sentiment", "instances": [instance]}
+    job = httpx.post(f"{gateway.url}/jobs", json=ask, headers={"prefer": "wait=60"}, timeout=70).json()
+
+    case = operation.Case(path_parameters={"id": job["id"]})
+    answer = case.call_and_validate(
+        base_url=gateway.url, timeout=60, excluded_checks=[positive_data_acceptance]
+    )
+
+    assert answer.status_code in {200, 202, 409}
+
+
+def test_arbitrary_jobs_are_accepted_as_documented_or_pointed_at(gateway: RunningGateway) -> None:
+    @given(SUBMIT.as_strategy())
+    @settings(patient, max_examples=50)
+    def answers(case: schemathesis.Case[Any]) -> None:
+        if isinstance(case.body, dict):
+            case.body = {**case.body, "model_name": "sentiment", "model_version": None}
+        else:
+            case.query = {**case.query, "model_name": "sentiment"}
+            case.query.pop("model_version", None)
+        case.headers.pop("Prefer", None)
+        answer = case.call_and_validate(
+            base_url=gateway.url, timeout=60, excluded_checks=[positive_data_acceptance]
+        )
+        assert answer.status_code in {200, 202, 422}
 
     answers()

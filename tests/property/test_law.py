@@ -21,7 +21,7 @@ from application.batch import BROKEN
 from application.fleet import Server
 from application.prediction_service import LOOK_AGAIN
 from bootstrap import pipeline
-from bootstrap.gateway import Gateway, assemble
+from bootstrap.gateway import Models, assemble
 from bootstrap.settings import (
     AdmissionSettings,
     BatchingSettings,
@@ -167,7 +167,7 @@ class World:
     servers: list[FlakyServer]
     closes: float
 
-    def gateways(self) -> list[Gateway]:
+    def gateways(self) -> list[Models]:
         cache, leases = FakeCache(), FakeLeases()
         redis = RedisSettings(url="redis://fake") if self.shared else None
         chosen = Settings(models=self.models, redis=redis)
@@ -204,7 +204,7 @@ class World:
 
 
 async def live(
-    caller: Caller, gateways: Sequence[Gateway], closes: float
+    caller: Caller, gateways: Sequence[Models], closes: float
 ) -> tuple[PredictionResult | BaseException, float]:
     """What `caller` was told, and when."""
     await asyncio.sleep(caller.arrives)
@@ -233,7 +233,7 @@ def check(world: World, callers: Sequence[Caller], caller: Caller, told: object,
             assert {each.pointer for each in told.errors} == caller.unwelcome()
 
 
-def left_over(gateways: Sequence[Gateway]) -> Iterator[object]:
+def left_over(gateways: Sequence[Models]) -> Iterator[object]:
     """Whatever is still in the hands of a server or a policy; no public sign says so of all."""
     for gateway in gateways:
         yield from (server.load.in_flight for server in gateway.fleet.servers)

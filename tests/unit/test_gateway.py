@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 
 from application.fleet import Server
-from bootstrap.gateway import Gateway, assemble
+from bootstrap.gateway import Models, assemble
 from bootstrap.pipeline import policy_names
 from bootstrap.settings import HealthSettings, HttpSettings, ModelSettings, ServerSettings, Settings
 from domain.errors import DeadlineExceeded, ServerTimeout
@@ -27,7 +27,7 @@ def settings(monkeypatch: pytest.MonkeyPatch) -> Settings:
     )
 
 
-def gateway(settings: Settings, server: FakeServer) -> Gateway:
+def gateway(settings: Settings, server: FakeServer) -> Models:
     return assemble(settings, [Server("local", "127.0.0.1", 8080, server.predict, server.probe)], FakeCache())
 
 

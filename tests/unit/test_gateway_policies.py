@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING
 import pytest
 
 from application.fleet import Server
-from bootstrap.gateway import Gateway, assemble
+from bootstrap.gateway import Models, assemble
 from bootstrap.settings import AdmissionSettings, CachingSettings, ModelSettings, Settings
 from domain.errors import Overloaded
 from domain.fleet import ServedModel
@@ -28,14 +28,14 @@ def _settings_of_the_test_alone(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("DISPATCHER_CONFIG", "no such file: the tests say all there is")
 
 
-def gateway(server: FakeServer, **more: object) -> Gateway:
+def gateway(server: FakeServer, **more: object) -> Models:
     """All policies around one server."""
     chosen = ModelSettings.model_validate({"caching": CachingSettings(), **more})
     servers = [Server("local", "127.0.0.1", 8080, server.predict, server.probe)]
     return assemble(Settings(defaults=chosen), servers, FakeCache())
 
 
-async def ask(gateway: Gateway, model: ModelRef, *instances: Json) -> PredictionResult:
+async def ask(gateway: Models, model: ModelRef, *instances: Json) -> PredictionResult:
     return await gateway.predictions.predict(PredictionRequest(model, instances))
 
 

@@ -59,7 +59,7 @@ def table_in(annotation: Any) -> type[BaseModel] | None:
 def test_every_key_is_documented_and_every_documented_key_exists() -> None:
     text = (ROOT / "docs" / "configuration.md").read_text()
 
-    documented = set(re.findall(r"`((?:servers|models|http|cache|redis|health|log)\.[a-z_.<>]+)`", text))
+    documented = set(re.findall(r"`((?:servers|models|http|cache|redis|jobs|health|log)\.[a-z_.<>]+)`", text))
     own = {key for key in keys(Settings) if not key.startswith("defaults.")}  # those of `models.<name>`
     assert documented == own
 
@@ -76,9 +76,9 @@ def test_every_documented_default_is_the_default() -> None:
         "models.<name>.admission": AdmissionSettings(),
         "models.<name>.batching": BatchingSettings(),
         "redis": RedisSettings(url=SecretStr("redis://a")),
-        **{n: getattr(Settings(), n) for n in ("http", "cache", "health", "log")},
+        **{n: getattr(Settings(), n) for n in ("http", "cache", "health", "jobs", "log")},
     }
-    assert len(rows) == 25
+    assert len(rows) == 36
     for table, key, default in rows:
         assert str(getattr(tables[table], key)).lower() == default.strip('"'), key
 

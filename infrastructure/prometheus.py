@@ -1,0 +1,60 @@
+"""What Prometheus is told of jobs: how many wait, and for how long. Workers are scaled by it."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+from prometheus_client import CollectorRegistry, generate_latest
+from prometheus_client.core import GaugeMetricFamily
+
+from domain.errors import QueueUnavailable
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Iterable
+
+    from domain.ports import Backlog, JobStore
+
+CONTENT_TYPE = "text/plain; version=0.0.4; charset=utf-8"
+
+
+class JobMetrics:
+    """The backlog of a store as metrics, read when asked for. `clock` tells Unix time."""
+
+    def __init__(self, store: JobStore, clock: Callable[[], float]) -> None:
+        self._store = store
+        self._clock = clock
+
+    async def __call__(self) -> bytes:
+        """In Prometheus' text format; while the store cannot be read, only that."""
+        backlogs: dict[str, Backlog] = {}
+        try:
+            for name, bulk in (("interactive", False), ("bulk", True)):
+                backlogs[name] = await self._store.backlog(bulk=bulk)
+        except QueueUnavailable:
+            backlogs.clear()
+        registry = CollectorRegistry(auto_describe=False)
+        registry.register(_Collected(self._families(backlogs)))
+        return generate_latest(registry)
+
+    def _families(self, backlogs: dict[str, Backlog]) -> Iterable[GaugeMetricFamily]:
+        up = GaugeMetricFamily("dispatcher_jobs_up", "Whether the store of jobs can be read.")
+        up.add_metric([], float(bool(backlogs)))
+        queued = GaugeMetricFamily("dispatcher_jobs_queued", "Jobs that wait.", labels=["priority"])
+        oldest = GaugeMetricFamily(
+            "dispatcher_jobs_oldest_queued_seconds",
+            "How long the first of the jobs that wait has done so; 0 where none does.",
+            labels=["priority"],
+        )
+        for name, backlog in backlogs.items():
+            queued.add_metric([name], backlog.jobs)
+            waited = 0.0 if backlog.oldest is None else max(0.0, self._clock() - backlog.oldest)
+            oldest.add_metric([name], waited)
+        return up, queued, oldest
+
+
+class _Collected:
+    def __init__(self, families: Iterable[GaugeMetricFamily]) -> None:
+        self._families = families
+
+    def collect(self) -> Iterable[GaugeMetricFamily]:
+        return self._families

@@ -1,0 +1,1 @@
+"""`model-dispatcher batch`: predictions for a file, through a running gateway."""

@@ -1,0 +1,160 @@
+"""A job as its caller sees it."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from datetime import UTC, datetime
+from http import HTTPStatus
+from typing import TYPE_CHECKING, Annotated
+
+from pydantic import Field
+from pydantic_core import to_json
+
+from domain.job import JobStatus  # noqa: TC001  (pydantic needs it)
+from interface.http.answer import Answer
+from interface.http.problem import Problem, problem, recorded
+
+if TYPE_CHECKING:
+    from collections.abc import Sequence
+
+    from application.job_service import JobService
+    from domain.job import Job
+
+PATH = "/jobs"
+
+
+@dataclass(frozen=True, slots=True)
+class Progress:
+    """In instances: `done` have a prediction, `failed` an error, of `total`."""
+
+    done: int
+    failed: int
+    total: int
+
+
+@dataclass(frozen=True, slots=True)
+class JobUrls:
+    """Where more of it is; `cancel` is for DELETE."""
+
+    self: str
+    predictions: str
+    events: str
+    cancel: str
+
+
+@dataclass(frozen=True, slots=True)
+class AttemptReport:
+    """One call of a webhook: the HTTP status (none: no answer), and why it does not count, if so."""
+
+    at: str
+    status: int | None
+    problem: str | None
+
+
+@dataclass(frozen=True, slots=True)
+class WebhookReport:
+    """What came of telling the job's webhook; `next_attempt_at` is null where none is to come."""
+
+    url: str
+    delivered: bool
+    next_attempt_at: str | None
+    attempts: list[AttemptReport]
+
+
+Time = Annotated[str, Field(json_schema_extra={"format": "date-time"})]
+
+
+@dataclass(frozen=True, slots=True)
+class JobReport:
+    """A job. Times are of RFC 3339, in UTC."""
+
+    id: str
+    status: JobStatus
+    model_name: str
+    model_version: Annotated[str | None, Field(description="The version that answered, or was asked for.")]
+    created_at: Time
+    started_at: Time | None
+    completed_at: Time | None
+    expires_at: Annotated[Time, Field(description="When it is given up, if it is not over by then.")]
+    progress: Progress
+    queue_position: Annotated[
+        int | None, Field(description="How many jobs come before it; null unless it is queued, and in lists.")
+    ]
+    attempts: Annotated[int, Field(description="How often it was begun, or the part of it that needed most.")]
+    error: Annotated[Problem | None, Field(description="The first that was met, also of a single instance.")]
+    urls: JobUrls
+    webhook: WebhookReport | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class JobList:
+    """Jobs, the newest first; `next` is the path of the older ones, null where there are none."""
+
+    jobs: list[JobReport]
+    next: str | None
+
+
+@dataclass(frozen=True, slots=True)
+class Replayed:
+    """How many jobs are queued once more."""
+
+    replayed: int
+
+
+def path(job_id: str) -> str:
+    """Where the job is."""
+    return f"{PATH}/{job_id}"
+
+
+async def spell(jobs: JobService, job: Job) -> bytes:
+    """`job` as JSON."""
+    return to_json(report(job, await jobs.position(job)), exclude={"error": {"errors"}})
+
+
+async def accepted(jobs: JobService, job: Job) -> Answer:
+    """`job`, and where it is: 202, or 200 where it is over already."""
+    status = HTTPStatus.OK if job.over else HTTPStatus.ACCEPTED
+    return Answer(await spell(jobs, job), status, headers=((b"location", path(job.id).encode()),))
+
+
+def spell_list(found: Sequence[Job], following: str | None) -> bytes:
+    """Jobs as JSON; `following` is the path of the older ones."""
+    jobs = JobList([report(job) for job in found], following)
+    return to_json(jobs, exclude={"jobs": {"__all__": {"error": {"errors"}}}})
+
+
+def report(job: Job, position: int | None = None) -> JobReport:
+    """`job` as it is told."""
+    here = path(job.id)
+    return JobReport(
+        id=job.id,
+        status=job.status,
+        model_name=job.model.name,
+        model_version=job.answered_by or job.model.version,
+        created_at=_time(job.created_at),
+        started_at=_optional(job.started_at),
+        completed_at=_optional(job.completed_at),
+        expires_at=_time(job.expires_at),
+        progress=Progress(job.done, job.failed, job.total),
+        queue_position=position,
+        attempts=job.most_attempts,
+        error=None if job.error is None else problem(recorded(job.error), here),
+        urls=JobUrls(here, f"{here}/predictions", f"{here}/events", here),
+        webhook=_webhook(job),
+    )
+
+
+def _webhook(job: Job) -> WebhookReport | None:
+    told = job.webhook
+    if told is None:
+        return None
+    attempts = [AttemptReport(_time(each.at), each.status, each.problem) for each in told.attempts]
+    return WebhookReport(told.url, told.delivered, _optional(told.next_at), attempts)
+
+
+def _time(seconds: float) -> str:
+    return datetime.fromtimestamp(seconds, UTC).isoformat(timespec="milliseconds").replace("+00:00", "Z")
+
+
+def _optional(seconds: float | None) -> str | None:
+    return None if seconds is None else _time(seconds)

@@ -1,0 +1,216 @@
+"""`/jobs`: work that is accepted now, and answered later."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import re
+from dataclasses import replace
+from typing import TYPE_CHECKING
+from urllib.parse import urlencode
+
+from fastapi import APIRouter, Request
+from pydantic_core import to_json
+from starlette.responses import Response
+
+from application.job_service import CHUNK, encode
+from domain.errors import DispatchError, InvalidRequest, JobConflict, JobNotFound
+from domain.job import JobStatus
+from interface.http import job_report, ndjson, openapi_jobs, preferences
+from interface.http.answer import CLOSE, Answer
+from interface.http.body import read_body
+from interface.http.dispatch import while_connected, within
+from interface.http.exchange import CLIENT_CLOSED_REQUEST, exchange_of
+from interface.http.job_body import Identity, decode, decode_query, submission
+from interface.http.problem import problem_answer
+
+if TYPE_CHECKING:
+    from collections.abc import AsyncIterator, Mapping, Sequence
+
+    from bootstrap.gateway import Gateway
+    from domain.job import Job
+    from domain.prediction import Json
+    from interface.http.preferences import Headers
+
+PAGE, MOST = 20, 100  # jobs in one answer: where the caller does not say, and at most
+
+router = APIRouter(tags=["jobs"])
+
+_CURSOR = re.compile("[0-9]{1,15}")
+
+
+@router.post("/jobs", **openapi_jobs.SUBMIT)
+async def submit(request: Request) -> Response:
+    """Accept a job: it is recorded and queued, durably, before this answers."""
+    gateway: Gateway = request.app.state.gateway
+    headers = dict(request.scope["headers"])
+    media_type = headers.get(b"content-type", b"").partition(b";")[0].strip().lower()
+    if media_type not in ndjson.MEDIA_TYPES:
+        return await _awaited(request, gateway, headers, await _accept_body(request, gateway, headers))
+    upload = ndjson.Upload(request)
+    try:
+        job = await _accept_lines(request, upload, gateway, headers)
+    except DispatchError as error:
+        answer = problem_answer(error, exchange_of(request).request_id)
+        if b"expect" in headers or not await upload.drained():
+            answer.headers = tuple({*answer.headers, CLOSE})
+        return answer.response()
+    return await _awaited(request, gateway, headers, job)
+
+
+async def _accept_body(request: Request, gateway: Gateway, headers: Headers) -> Job:
+    limits = gateway.limits
+    reading = read_body(request, limits.max_body_bytes)
+    text = await within(preferences.deadline(headers), limits.max_timeout, reading)
+    body = decode(text, gateway.job_limits.max_instances)
+    exchange_of(request).model = body.model_name
+    asked = submission(body, gateway.job_limits, bulk=preferences.bulk(headers))
+    key = preferences.idempotency_key(headers)
+    identity = None if key is None else Identity(key, asked)
+    if len(body.instances) > CHUNK:
+        chunks = _split(body.instances)
+        if identity is None:
+            return await gateway.jobs.submit_chunks(asked, chunks)
+        return await gateway.jobs.submit_chunks(asked, identity.of(chunks), identity.key)
+    if identity is not None:
+        identity.add(encode(body.instances))
+        asked = replace(asked, idempotency=identity.key())
+    return await gateway.jobs.submit(asked, body.instances)
+
+
+async def _accept_lines(request: Request, upload: ndjson.Upload, gateway: Gateway, headers: Headers) -> Job:
+    query = decode_query(request.query_params)
+    exchange_of(request).model = query.model_name
+    asked = submission(query, gateway.job_limits, bulk=preferences.bulk(headers, unsaid=True))
+    key = preferences.idempotency_key(headers)
+    chunks = ndjson.chunks(
+        upload.pieces(),
+        max_line=gateway.limits.max_body_bytes,
+        max_instances=gateway.job_limits.max_instances,
+    )
+    if key is None:
+        return await gateway.jobs.submit_chunks(asked, chunks)
+    identity = Identity(key, asked)
+    return await gateway.jobs.submit_chunks(asked, identity.of(chunks), identity.key)
+
+
+async def _split(instances: Sequence[Json]) -> AsyncIterator[tuple[int, bytes]]:
+    for start in range(0, len(instances), CHUNK):
+        part = instances[start : start + CHUNK]
+        yield len(part), encode(part)
+
+
+@router.get("/jobs", **openapi_jobs.JOBS)
+async def jobs(request: Request) -> Response:
+    """Jobs, the newest first. Those that failed are there until they are replayed or forgotten."""
+    gateway: Gateway = request.app.state.gateway
+    query = request.query_params
+    before = query.get("cursor")
+    page = await gateway.jobs.page(
+        _limit(query),
+        before=None if before is None else _number("cursor", before),
+        status=_status(query),
+        model=query.get("model_name"),
+    )
+    if page.next is None:
+        return Answer(job_report.spell_list(page.jobs, None)).response()
+    kept = {name: query[name] for name in ("status", "model_name", "limit") if name in query}
+    following = f"{job_report.PATH}?{urlencode(kept | {'cursor': page.next})}"
+    link = (b"link", f'<{following}>; rel="next"'.encode())
+    return Answer(job_report.spell_list(page.jobs, following), headers=(link,)).response()
+
+
+@router.get("/jobs/{id}", **openapi_jobs.JOB)  # noqa: FAST003  (FastAPI would document a 422 for it)
+async def job(request: Request) -> Response:
+    """One job; with `Prefer: wait=…` when it is over, or so many seconds later."""
+    gateway: Gateway = request.app.state.gateway
+    found = await gateway.jobs.get(request.path_params["id"])
+    return await _awaited(request, gateway, dict(request.scope["headers"]), found, accepting=False)
+
+
+@router.delete("/jobs/{id}", **openapi_jobs.CANCEL)  # noqa: FAST003
+async def cancel(request: Request) -> Response:
+    """Cancel a job that is not over."""
+    gateway: Gateway = request.app.state.gateway
+    canceled = await gateway.jobs.cancel(request.path_params["id"])
+    return Answer(await job_report.spell(gateway.jobs, canceled)).response()
+
+
+@router.post("/jobs/{id}/replay", **openapi_jobs.REPLAY)  # noqa: FAST003
+async def replay(request: Request) -> Response:
+    """Work a failed job once more."""
+    gateway: Gateway = request.app.state.gateway
+    replayed = await gateway.jobs.replay(request.path_params["id"])
+    return (await job_report.accepted(gateway.jobs, replayed)).response()
+
+
+@router.post("/jobs/replay", **openapi_jobs.REPLAY_ALL)
+async def replay_all(request: Request) -> Response:
+    """Work all failed jobs once more, or those of one model."""
+    gateway: Gateway = request.app.state.gateway
+    replayed = await while_connected(request, _replay_all(gateway, request.query_params.get("model_name")))
+    return Answer(to_json(job_report.Replayed(replayed or 0))).response()
+
+
+@router.post("/jobs/{id}/webhook", **openapi_jobs.WEBHOOK)  # noqa: FAST003
+async def notify_again(request: Request) -> Response:
+    """Call the webhook of a job that is over once more, now."""
+    gateway: Gateway = request.app.state.gateway
+    notified = await gateway.jobs.notify_again(request.path_params["id"])
+    return Answer(await job_report.spell(gateway.jobs, notified), 202).response()
+
+
+async def _replay_all(gateway: Gateway, model: str | None) -> int:
+    replayed, before = 0, None
+    while True:
+        page = await gateway.jobs.page(MOST, before=before, status=JobStatus.FAILED, model=model)
+        for each in page.jobs:
+            with contextlib.suppress(JobConflict, JobNotFound):  # somebody else was faster
+                await gateway.jobs.replay(each.id)
+                replayed += 1
+        before = page.next
+        if before is None:
+            return replayed
+
+
+async def _awaited(
+    request: Request, gateway: Gateway, headers: Headers, job: Job, *, accepting: bool = True
+) -> Response:
+    """`job`, after as much waiting for its end as the caller prefers."""
+    applied = None
+    seconds = preferences.wait(headers)
+    if seconds is not None:
+        applied = min(seconds, int(gateway.limits.max_timeout))
+        until = asyncio.get_running_loop().time() + applied
+        awaited = job if job.over else await while_connected(request, gateway.jobs.wait(job.id, until))
+        if awaited is None:
+            return Response(status_code=CLIENT_CLOSED_REQUEST)
+        job = awaited
+    if accepting:
+        answer = await job_report.accepted(gateway.jobs, job)
+    else:
+        answer = Answer(await job_report.spell(gateway.jobs, job))
+    if applied is not None:
+        answer.headers = (*answer.headers, (b"preference-applied", b"wait=%d" % applied))
+    return answer.response()
+
+
+def _limit(query: Mapping[str, str]) -> int:
+    limit = _number("limit", query.get("limit", str(PAGE)))
+    if not 1 <= limit <= MOST:
+        raise InvalidRequest(f"limit should be a number from 1 to {MOST}.")
+    return limit
+
+
+def _number(name: str, text: str) -> int:
+    if _CURSOR.fullmatch(text) is None:
+        raise InvalidRequest(f"{name} should be a number, as an answer before has told it.")
+    return int(text)
+
+
+def _status(query: Mapping[str, str]) -> JobStatus | None:
+    status = query.get("status")
+    try:
+        return None if status is None else JobStatus(status)
+    except ValueError:
+        raise InvalidRequest(f"status should be one of {', '.join(JobStatus)}.") from None

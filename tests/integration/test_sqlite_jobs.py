@@ -1,0 +1,371 @@
+"""What only a file of one's own can do to us: outlive a killed process, be taken, closed, broken, or full."""
+
+from __future__ import annotations
+
+import asyncio
+import os
+import signal
+import sqlite3
+import subprocess
+import sys
+import time
+from contextlib import aclosing
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import pytest
+
+from application.job_records import JobRecords
+from domain.errors import QueueUnavailable
+from domain.job import Chunk, JobStatus
+from domain.ports import Change, Created, IdempotencyKey, NewJob
+from infrastructure import sqlite_database
+from infrastructure.sqlite_database import JobStoreError
+from infrastructure.sqlite_jobs import FURTHEST, SqliteJobs
+from tests.integration.processes import ROOT
+from tests.integration.test_job_store import begun, finished, job, new
+
+if TYPE_CHECKING:
+    from collections.abc import AsyncIterator, Callable, Iterator
+
+CALLERS = 32
+
+
+@pytest.fixture
+def path(tmp_path: Path) -> Path:
+    """In a folder that does not exist yet."""
+    return tmp_path / "state" / "jobs.sqlite"
+
+
+@pytest.fixture
+async def store(path: Path) -> AsyncIterator[SqliteJobs]:
+    async with aclosing(await SqliteJobs.open(path)) as opened:
+        yield opened
+
+
+async def refusal(path: Path) -> str:
+    with pytest.raises(JobStoreError) as refused:
+        await SqliteJobs.open(path)
+    return str(refused.value)
+
+
+# --- a process that is killed
+
+
+async def _work_until_killed(path: Path) -> None:
+    """Tell of what is accepted, and of what is done, and go on."""
+    records = JobRecords(await SqliteJobs.open(path))
+
+    async def caller(number: int) -> None:
+        for i in range(1_000_000):
+            queued = job(f"{number}-{i}")
+            await records.create(NewJob(queued, b'["good"]'))
+            print("created", queued.id, flush=True)  # noqa: T201
+            await records.change(queued, lambda seen: Change(begun(seen)))
+            await records.change(begun(queued), lambda seen: Change(finished(seen), 0, b"1\n"))
+            print("done", queued.id, flush=True)  # noqa: T201
+
+    await asyncio.gather(*map(caller, range(CALLERS)))
+
+
+@pytest.fixture
+def worker(path: Path) -> Iterator[subprocess.Popen[str]]:
+    """A process that has the database, and works."""
+    command = [sys.executable, "-m", "tests.integration.test_sqlite_jobs", str(path)]
+    with subprocess.Popen(command, cwd=ROOT, stdout=subprocess.PIPE, text=True) as process:
+        try:
+            yield process
+        finally:
+            process.kill()
+
+
+async def test_what_a_killed_process_had_accepted_is_there_afterwards(
+    path: Path, worker: subprocess.Popen[str]
+) -> None:
+    assert worker.stdout is not None
+    told = [worker.stdout.readline().split() for _ in range(1_500)]
+    os.kill(worker.pid, signal.SIGKILL)
+    told += [line.split() for line in worker.stdout if line.endswith("\n")]
+    worker.wait()
+
+    async with aclosing(await SqliteJobs.open(path)) as store:
+        accepted = [job_id for what, job_id in told if what == "created"]
+        done = [job_id for what, job_id in told if what == "done"]
+        assert None not in await store.load(accepted)
+        assert {each and each.status for each in await store.load(done)} == {JobStatus.SUCCEEDED}
+        assert set(await store.outcomes([Chunk(each, 0) for each in done])) == {b"1\n"}
+        assert set(await store.instances([Chunk(each, 0) for each in accepted])) == {b'["good"]'}
+    _check(path)
+
+
+def _check(path: Path) -> None:
+    """Nothing is torn, and nothing half done."""
+    database = sqlite3.connect(path)
+    try:
+        assert database.execute("PRAGMA integrity_check").fetchone() == ("ok",)
+        (lonely,) = database.execute(
+            "SELECT (SELECT count(*) FROM jobs WHERE id NOT IN (SELECT job FROM instances))"
+            " + (SELECT count(*) FROM outcomes WHERE job NOT IN (SELECT id FROM jobs))"
+            " + abs((SELECT sum(jobs) FROM backlog) - (SELECT count(*) FROM jobs WHERE status = 'queued'))"
+            " + (SELECT count(*) FROM jobs"
+            "    WHERE (status = 'succeeded') != (id IN (SELECT job FROM outcomes)))"
+        ).fetchone()
+        assert lonely == 0
+    finally:
+        database.close()
+
+
+async def test_a_second_process_is_refused_until_the_first_has_ended(
+    path: Path, worker: subprocess.Popen[str]
+) -> None:
+    assert worker.stdout is not None
+    worker.stdout.readline()
+
+    said = await refusal(path)
+    worker.kill()
+    worker.wait()
+
+    assert f"in use by another process (pid {worker.pid}): end that" in said
+    await (await SqliteJobs.open(path)).aclose()
+
+
+# --- opening
+
+
+async def test_a_store_is_opened_once_and_again_after_it_was_closed(path: Path, store: SqliteJobs) -> None:
+    await store.create([new("a")])
+    assert "in use" in await refusal(path)
+    await store.aclose()
+
+    async with aclosing(await SqliteJobs.open(path)) as again:
+        assert await again.load(["a"]) == [job("a")]
+        await again.create([new("b")])
+        assert [each.id for each in (await again.page(9)).jobs] == ["b", "a"]
+
+
+async def test_what_callers_send_is_for_this_user_alone(path: Path, store: SqliteJobs) -> None:
+    await store.create([new("a")])
+
+    modes = {each.name: each.stat().st_mode & 0o777 for each in (path.parent, *path.parent.iterdir())}
+    assert modes == {
+        "state": 0o700,
+        "jobs.sqlite": 0o600,
+        "jobs.sqlite-wal": 0o600,
+        "jobs.sqlite-shm": 0o600,
+        "jobs.sqlite.lock": 0o600,
+    }
+
+
+async def test_a_folder_that_cannot_be_written_is_said_so(path: Path) -> None:
+    path.parent.mkdir(mode=0o500)
+    user = os.geteuid()
+    if user == 0:
+        os.seteuid(65_534)  # nobody; root may write everywhere
+    try:
+        said = await refusal(path)
+    finally:
+        os.seteuid(user)
+
+    assert (str(path) in said, "Permission denied" in said, "set another path" in said) == (True,) * 3
+
+
+async def test_a_path_that_leads_through_a_file_is_said_so(path: Path) -> None:
+    path.parent.write_text("a file")
+
+    assert "cannot be written" in await refusal(path)
+
+
+def _garbage(path: Path) -> None:
+    path.write_bytes(b"no database" * 1_000)
+
+
+def _another_programs(path: Path) -> None:
+    database = sqlite3.connect(path)
+    database.execute("CREATE TABLE jobs (theirs)")
+    database.close()
+
+
+def _newer(path: Path) -> None:
+    database = sqlite3.connect(path)
+    database.execute(f"PRAGMA application_id = {sqlite_database.APPLICATION}")
+    database.execute("PRAGMA user_version = 99")
+    database.close()
+
+
+def _folder(path: Path) -> None:
+    path.mkdir()
+
+
+def _contents(path: Path) -> bytes | None:
+    return path.read_bytes() if path.is_file() else None
+
+
+@pytest.mark.parametrize(
+    ("made", "said"),
+    [
+        (_garbage, "file is not a database): move it away"),
+        (_another_programs, "another program's database"),
+        (_newer, "newer version of this program (schema 99"),
+        (_folder, "(Is a directory)"),
+    ],
+)
+async def test_what_is_no_database_of_jobs_is_refused_and_left_alone(
+    path: Path, made: Callable[[Path], None], said: str
+) -> None:
+    path.parent.mkdir()
+    made(path)
+    before = _contents(path)
+
+    assert said in await refusal(path)
+    assert said in await refusal(path)  # and not because it is still locked
+
+    assert _contents(path) == before
+
+
+# --- trouble while it works
+
+
+async def test_what_is_damaged_is_told_as_such_and_nothing_is_made_up(path: Path) -> None:
+    async with aclosing(await SqliteJobs.open(path)) as store:
+        await store.create([new(str(i)) for i in range(100)])
+    _damage(path)
+
+    with pytest.raises((JobStoreError, QueueUnavailable), match="malformed"):
+        async with aclosing(await SqliteJobs.open(path)) as store:
+            await store.load([str(i) for i in range(100)])
+    with pytest.raises((JobStoreError, QueueUnavailable), match="malformed"):
+        async with aclosing(await SqliteJobs.open(path)) as store:
+            await store.create([new("another")])
+
+
+def _damage(path: Path) -> None:
+    """All but the first page, which says what is in the others."""
+    sound = path.read_bytes()
+    path.write_bytes(sound[:4_096] + b"\xff" * (len(sound) - 4_096))
+
+
+async def test_a_full_disk_refuses_jobs_whole_and_loses_none(store: SqliteJobs) -> None:
+    await store.create([new("before")])
+    # The database may not grow any more; this is what SQLite does on a disk that is full.
+    await store._database.write(lambda database: database.execute("PRAGMA max_page_count = 1").fetchone())
+
+    with pytest.raises(QueueUnavailable, match="disk is full"):
+        await store.create([new("small"), NewJob(job("large"), bytes(1_000_000))])
+
+    assert [each and each.id for each in await store.load(["before", "small", "large"])] == [
+        *("before", None, None)
+    ]
+    await store.delete(["before"])  # what makes room is still done
+    assert await store.load(["before"]) == [None]
+
+
+async def test_a_call_that_fails_in_the_middle_has_done_nothing(store: SqliteJobs) -> None:
+    key = IdempotencyKey("", "key", "f")
+    broken = job("b", parameters={"no JSON": object()})
+
+    with pytest.raises(TypeError):
+        await store.create([new("a"), NewJob(broken, b"[]", key)])
+
+    assert await store.load(["a", "b"]) == [None, None]
+    assert await store.create([new("c")._replace(idempotency=key)]) == [Created("c", "f")]
+
+
+async def test_a_stranger_who_holds_the_database_makes_it_unavailable_in_bounded_time(
+    path: Path, store: SqliteJobs, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(sqlite_database, "PATIENCE", 0.2)
+    await store.create([new("a")])
+    stranger = sqlite3.connect(path, isolation_level=None)
+    stranger.execute("BEGIN IMMEDIATE")
+
+    begun_at = time.monotonic()
+    with pytest.raises(QueueUnavailable, match="did not answer in time"):
+        await store.create([new("b")])
+    assert time.monotonic() - begun_at < 2.0
+    assert await store.load(["a"]) == [job("a")]  # who only looks does not wait
+    stranger.close()
+
+    monkeypatch.undo()
+    await store.create([new("c")])
+    assert await store.load(["c"]) == [job("c")]
+
+
+async def test_a_closed_store_refuses(store: SqliteJobs) -> None:
+    await store.aclose()
+
+    with pytest.raises(QueueUnavailable, match="closed"):
+        await store.create([new("a")])
+
+
+async def test_what_was_asked_for_is_done_before_it_closes(path: Path, store: SqliteJobs) -> None:
+    asked = [asyncio.ensure_future(store.create([new(str(i))])) for i in range(20)]
+    await asyncio.sleep(0)
+    await store.aclose()
+    await asyncio.gather(*asked)
+
+    async with aclosing(await SqliteJobs.open(path)) as again:
+        assert len((await again.page(99)).jobs) == 20
+
+
+async def test_who_gives_up_waiting_disturbs_nobody(store: SqliteJobs) -> None:
+    asked = [asyncio.ensure_future(store.create([new(str(i))])) for i in range(30)]
+    await asyncio.sleep(0)
+    for each in asked[::3]:
+        each.cancel()
+
+    answers = await asyncio.gather(*asked, return_exceptions=True)
+
+    kept = [str(i) for i in range(30) if i % 3]
+    assert [each for each in answers if not isinstance(each, BaseException)] == [[(i, None)] for i in kept]
+    assert None not in await store.load(kept)
+
+
+# --- many
+
+
+async def test_a_position_is_counted_so_far_and_no_further(store: SqliteJobs) -> None:
+    await store.create([new(str(i)) for i in range(FURTHEST + 2)])
+
+    positions = [await store.position(job(str(FURTHEST + i))) for i in (-1, 0, 1)]
+
+    assert positions == [FURTHEST - 1, FURTHEST, FURTHEST]
+
+
+async def test_every_question_is_answered_from_an_index(path: Path, store: SqliteJobs) -> None:
+    asked: list[str] = []
+    await store._database.read(lambda database: database.set_trace_callback(asked.append))
+    await store.create([new("a")])
+    await asyncio.gather(store.load(["a"]), store.position(job("a")), store.backlog(bulk=False))
+    await asyncio.gather(
+        store.due(1e12, 9), store.instances([Chunk("a", 0)]), store.outcomes([Chunk("a", 0)])
+    )
+    for status in (None, JobStatus.QUEUED):
+        for model in (None, "sentiment"):
+            await store.page(9, before=5, status=status, model=model)
+
+    await store._database.read(lambda database: database.set_trace_callback(None))
+    database = sqlite3.connect(path)
+    plans = [row[3] for each in asked for row in database.execute(f"EXPLAIN QUERY PLAN {each}")]
+    database.close()
+    assert [plan for plan in plans if "SCAN jobs" in plan or "TEMP B-TREE" in plan] == []
+    for index in ("status", "model", "model_and_status", "due"):
+        assert any(f" jobs_by_{index} (" in plan for plan in plans), index
+
+
+async def test_those_who_come_together_are_committed_together(store: SqliteJobs) -> None:
+    records, each = JobRecords(store), 50
+
+    async def caller(number: int) -> None:
+        for i in range(each):
+            await records.create(new(f"{number}-{i}"))
+
+    begun_at = time.monotonic()
+    await asyncio.gather(*map(caller, range(CALLERS)))
+    rate = CALLERS * each / (time.monotonic() - begun_at)
+
+    print(f"{rate:,.0f} jobs a second from {CALLERS} callers")  # noqa: T201  a measurement, shown by -s
+    assert (await store.backlog(bulk=False)).jobs == CALLERS * each
+
+
+if __name__ == "__main__":
+    asyncio.run(_work_until_killed(Path(sys.argv[1])))

@@ -1,0 +1,488 @@
+from __future__ import annotations
+
+import asyncio
+import json
+from contextlib import aclosing
+from dataclasses import dataclass, field, replace
+from typing import TYPE_CHECKING
+
+import pytest
+
+from application.job_records import JobRecords
+from application.job_runner import JobRunner
+from application.job_service import BUNDLE, CHUNK, MOST_PUBLISHED, JobService, Submission, encode
+from application.job_watch import LOOK_AGAIN
+from domain import errors
+from domain.job import Chunk, Job, JobStatus
+from domain.ports import IdempotencyKey
+from domain.prediction import ModelRef, PredictionResult
+from domain.webhook import Delivery
+from tests.fakes_jobs import FakeJobQueue, FakeJobStore
+from tests.virtual_time import now, virtual_time
+
+if TYPE_CHECKING:
+    from collections.abc import AsyncIterator
+
+    from domain.prediction import PredictionRequest
+
+EPOCH = 1_700_000_000.0
+TODO = Submission(ModelRef("m"), timeout=60.0, retention=1000.0)
+KEYED = replace(TODO, idempotency=IdempotencyKey("p", "key", "fingerprint"))
+
+
+def clock() -> float:
+    return EPOCH + now()
+
+
+async def check(model: ModelRef) -> None:
+    if model.name != "m":
+        raise errors.ModelNotFound
+
+
+@dataclass
+class Site:
+    """A store and a queue with a process that accepts jobs and one that works them, a second each."""
+
+    store: FakeJobStore = field(default_factory=FakeJobStore)
+    queue: FakeJobQueue = field(default_factory=FakeJobQueue)
+    refuses: bool = False
+
+    def __post_init__(self) -> None:
+        self.jobs = self.process()
+        self.runner = JobRunner(
+            JobRecords(self.store), self.queue, self.predict, clock=clock, chance=lambda: 0.5
+        )
+
+    def process(self) -> JobService:
+        return JobService(JobRecords(self.store), self.queue, clock=clock, check=check)
+
+    async def predict(self, request: PredictionRequest) -> PredictionResult:
+        await asyncio.sleep(1.0)
+        if self.refuses:
+            raise errors.InputRejectedByModel("no")
+        return PredictionResult(ModelRef("m", "1"), tuple(f"<{i}>" for i in request.instances))
+
+    async def work(self) -> None:
+        """Work what is in the queue."""
+        await self.runner.run(self.queue.deliver())
+
+    def calls(self) -> list[str]:
+        return [name for name, _ in self.store.calls]
+
+
+async def pieces(total: int) -> AsyncIterator[tuple[int, bytes]]:
+    for start in range(0, total, CHUNK):
+        size = min(CHUNK, total - start)
+        yield size, encode([*range(start, start + size)])
+
+
+async def settle() -> None:
+    """Until everybody waits for time to pass."""
+    await asyncio.sleep(0.001)
+
+
+@virtual_time
+async def test_a_job_is_recorded_before_it_is_queued_and_queued_before_it_is_accepted() -> None:
+    site = Site()
+    site.store.trouble.seconds = site.queue.trouble.seconds = 1.0
+    submitting = asyncio.create_task(site.jobs.submit(replace(TODO, webhook="http://h"), ["a", "é"]))
+    await asyncio.sleep(1.5)
+    assert ([*site.store.jobs], site.queue.published) == ([*site.store.jobs][:1], [])
+
+    job = await submitting
+    assert now() == 2.0
+    assert site.store.jobs == {job.id: job}
+    assert site.queue.published == [Chunk(job.id, 0)]
+    assert json.loads(site.store.inputs[Chunk(job.id, 0)]) == ["a", "é"]
+    assert (job.total, job.status, job.created_at, job.expires_at) == (
+        2,
+        JobStatus.QUEUED,
+        EPOCH,
+        EPOCH + 60.0,
+    )
+    assert (job.retention, job.webhook, job.changed_at) == (1000.0, Delivery("http://h"), EPOCH)
+    assert await site.jobs.get(job.id) == job
+
+
+@virtual_time
+async def test_bulk_work_waits_in_its_own_lane() -> None:
+    site = Site()
+    await site.jobs.submit(replace(TODO, bulk=True), ["a"])
+    assert site.queue.deliver(bulk=False) == []
+    assert len(site.queue.deliver(bulk=True)) == 1
+
+
+@virtual_time
+async def test_submissions_that_meet_travel_to_the_queue_together() -> None:
+    site = Site()
+    site.queue.trouble.seconds = 1.0
+    await asyncio.gather(*(site.jobs.submit(TODO, ["a"]) for _ in range(BUNDLE + 8)))
+    assert site.queue.publishes == [BUNDLE, 8]
+    assert site.calls() == ["create"]
+
+
+@virtual_time
+async def test_what_nobody_serves_is_not_accepted() -> None:
+    site = Site()
+    unknown = replace(TODO, model=ModelRef("unknown"))
+    for refused in (
+        site.jobs.submit(unknown, ["a"]),
+        site.jobs.submit_and_wait(unknown, ["a"], 9.0),
+        site.jobs.submit_chunks(unknown, pieces(2)),
+    ):
+        with pytest.raises(errors.ModelNotFound):
+            await refused
+    assert site.calls() == []
+
+
+@pytest.mark.parametrize("lost", [False, True])
+@virtual_time
+async def test_what_could_not_be_queued_was_not_accepted_and_leaves_nothing(lost: bool) -> None:
+    site = Site()
+    site.queue.trouble.down, site.queue.trouble.answers_lost = not lost, lost
+    with pytest.raises(errors.QueueUnavailable):
+        await site.jobs.submit(TODO, ["a"])
+    assert (site.store.jobs, site.store.inputs) == ({}, {})
+    await site.work()
+    assert (site.store.jobs, site.store.results) == ({}, {})
+
+
+@virtual_time
+async def test_what_could_not_be_recorded_is_not_queued() -> None:
+    site = Site()
+    site.store.trouble.down = True
+    with pytest.raises(errors.QueueUnavailable):
+        await site.jobs.submit(TODO, ["a"])
+    assert site.queue.published == []
+
+
+@virtual_time
+async def test_who_says_the_same_under_the_same_key_has_the_same_job() -> None:
+    site = Site()
+    first = await site.jobs.submit(KEYED, ["a"])
+    await site.work()
+    again = await site.process().submit(KEYED, ["a"])
+    other = await site.jobs.submit(replace(TODO, idempotency=IdempotencyKey("q", "key", "f")), ["a"])
+
+    assert again.id == first.id != other.id
+    assert again.status is JobStatus.SUCCEEDED
+    assert site.queue.published == [Chunk(first.id, 0), Chunk(other.id, 0)]
+
+
+@virtual_time
+async def test_who_says_something_else_under_the_same_key_is_refused() -> None:
+    site = Site()
+    await site.jobs.submit(KEYED, ["a"])
+    other = replace(KEYED, idempotency=IdempotencyKey("p", "key", "another fingerprint"))
+    with pytest.raises(errors.InvalidRequest, match="Idempotency-Key"):
+        await site.jobs.submit(other, ["b"])
+    assert len(site.store.jobs) == len(site.store.inputs) == 1
+
+
+@virtual_time
+async def test_who_died_between_record_and_queue_queues_it_when_he_comes_again() -> None:
+    site = Site()
+    site.queue.trouble.seconds = 10.0
+    dying = asyncio.create_task(site.jobs.submit(KEYED, ["a"]))
+    await asyncio.sleep(1.0)
+    dying.cancel()
+    await asyncio.wait([dying])
+    site.queue.deliver()
+    site.queue.published.clear()
+
+    job = await site.process().submit(KEYED, ["a"])
+    assert [*site.store.jobs] == [job.id]
+    assert site.queue.published[-1] == Chunk(job.id, 0)
+
+
+@virtual_time
+async def test_of_two_with_the_same_key_the_failure_of_one_does_not_undo_what_the_other_was_told() -> None:
+    site, other = Site(), Site()
+    other.store = site.store
+    other.queue = site.queue
+    one, two = site.process(), site.process()
+    site.queue.trouble.seconds = 1.0
+    site.queue.trouble.down = True
+    failing = asyncio.create_task(one.submit(KEYED, ["a"]))
+    await asyncio.sleep(0.5)
+    accepted = asyncio.create_task(two.submit(KEYED, ["a"]))
+    with pytest.raises(errors.QueueUnavailable):
+        await failing
+    site.queue.trouble.down = False
+
+    job = await accepted
+    assert site.store.jobs == {job.id: job}
+    await site.work()
+    assert (await two.get(job.id)).status is JobStatus.SUCCEEDED
+
+
+@virtual_time
+async def test_who_waits_has_the_answer_the_moment_it_is_there() -> None:
+    site = Site()
+    waiting = asyncio.create_task(site.jobs.submit_and_wait(TODO, ["a", "b"], until=30.0))
+    await settle()
+    await site.work()
+    job, outcomes = await waiting
+    assert (job.status, outcomes) == (JobStatus.SUCCEEDED, b'{"prediction":"<a>"}\n{"prediction":"<b>"}\n')
+    assert now() == pytest.approx(1.001)
+
+
+@virtual_time
+async def test_a_job_that_is_over_before_its_submission_returns_is_not_waited_for() -> None:
+    site = Site()
+    site.queue.trouble.seconds = 3.0
+    waiting = asyncio.create_task(site.jobs.submit_and_wait(TODO, ["a"], until=30.0))
+    await asyncio.sleep(1.0)
+    (job_id,) = site.store.jobs
+    await site.runner.run([Chunk(job_id, 0)])
+    job, _ = await waiting
+    assert (job.status, now()) == (JobStatus.SUCCEEDED, 3.0)
+
+
+@virtual_time
+async def test_who_waits_for_a_job_that_was_accepted_before_hears_of_that_one() -> None:
+    site = Site()
+    await site.jobs.submit(KEYED, ["a"])
+    waiting = asyncio.create_task(site.jobs.submit_and_wait(KEYED, ["a"], until=30.0))
+    await settle()
+    await site.runner.run([site.queue.published[0]])
+    job, outcomes = await waiting
+    assert (job.status, outcomes) == (JobStatus.SUCCEEDED, b'{"prediction":"<a>"}\n')
+    assert now() == pytest.approx(1.001)
+
+
+@virtual_time
+async def test_who_waits_in_vain_has_the_job_as_it_is() -> None:
+    site = Site()
+    job, outcomes = await site.jobs.submit_and_wait(TODO, ["a"], until=3.0)
+    assert (job.status, outcomes, now()) == (JobStatus.QUEUED, None, 3.0)
+
+
+@virtual_time
+async def test_who_hears_nothing_finds_the_answer_by_looking_again() -> None:
+    site = Site(FakeJobStore(deaf=True))
+    waiting = asyncio.create_task(site.jobs.submit_and_wait(TODO, ["a"], until=30.0))
+    await settle()
+    await site.work()
+    job, _ = await waiting
+    assert job.over
+    assert now() == pytest.approx(LOOK_AGAIN, abs=0.01)
+
+
+@virtual_time
+async def test_who_heard_that_hints_were_lost_looks_at_once() -> None:
+    site = Site(FakeJobStore(deaf=True))
+    waiting = asyncio.create_task(site.jobs.submit_and_wait(TODO, ["a"], until=30.0))
+    await settle()
+    await site.work()
+    site.store.hints_were_lost()
+    await waiting
+    assert now() == pytest.approx(1.001)
+
+
+@virtual_time
+async def test_a_waiting_caller_who_leaves_leaves_the_job_alone() -> None:
+    site = Site()
+    waiting = asyncio.create_task(site.jobs.submit_and_wait(TODO, ["a"], until=30.0))
+    await settle()
+    waiting.cancel()
+    await asyncio.wait([waiting])
+    await site.work()
+    (job,) = site.store.jobs.values()
+    assert job.status is JobStatus.SUCCEEDED
+    assert site.jobs._watch._waiting == {}
+
+
+@virtual_time
+async def test_one_waits_for_a_job_until_it_is_over_or_as_long_as_one_wants_to() -> None:
+    site = Site()
+    job = await site.jobs.submit(TODO, ["a"])
+    assert await site.jobs.wait(job.id, until=0.5) == job
+    waiting = [asyncio.create_task(each.wait(job.id, until=30.0)) for each in (site.jobs, site.process())]
+    await site.work()
+    assert {each.status for each in await asyncio.gather(*waiting)} == {JobStatus.SUCCEEDED}
+    assert now() == 1.5
+    with pytest.raises(errors.JobNotFound):
+        await site.jobs.wait("unknown", until=30.0)
+
+
+@virtual_time
+async def test_a_large_job_is_recorded_and_queued_in_chunks() -> None:
+    site = Site()
+    job = await site.jobs.submit_chunks(TODO, pieces(CHUNK * MOST_PUBLISHED + 1))
+    assert (job.total, job.chunks) == (CHUNK * MOST_PUBLISHED + 1, MOST_PUBLISHED + 1)
+    assert site.queue.publishes == [MOST_PUBLISHED, 1]
+    assert site.queue.published == [Chunk(job.id, i) for i in range(MOST_PUBLISHED + 1)]
+    assert json.loads(site.store.inputs[Chunk(job.id, MOST_PUBLISHED)]) == [CHUNK * MOST_PUBLISHED]
+
+
+@virtual_time
+async def test_a_large_job_that_ends_in_an_error_leaves_nothing() -> None:
+    async def broken() -> AsyncIterator[tuple[int, bytes]]:
+        async for piece in pieces(CHUNK):
+            yield piece
+        raise errors.MalformedRequest
+
+    site = Site()
+    with pytest.raises(errors.MalformedRequest):
+        await site.jobs.submit_chunks(TODO, broken())
+    assert (site.store.jobs, site.store.inputs, site.queue.published) == ({}, {}, [])
+
+
+@virtual_time
+async def test_outcomes_come_in_order_as_soon_as_they_are_there() -> None:
+    site = Site()
+    job = await site.jobs.submit_chunks(TODO, pieces(CHUNK + 2))
+
+    async def listen() -> list[tuple[int, float]]:
+        return [(piece.count(b"\n"), round(now())) async for piece in site.jobs.outcomes(job.id)]
+
+    listening = asyncio.create_task(listen())
+    await site.runner.run([Chunk(job.id, 0)])  # 250 instances are 8 groups, four at a time
+    await site.runner.run([Chunk(job.id, 1)])
+    assert await listening == [(CHUNK, 2), (2, 3)]
+    assert [piece.count(b"\n") async for piece in site.jobs.outcomes(job.id)] == [CHUNK, 2]
+
+
+@virtual_time
+async def test_an_outcome_that_comes_early_waits_for_those_before_it() -> None:
+    site = Site()
+    job = await site.jobs.submit_chunks(TODO, pieces(CHUNK + 2))
+    await site.runner.run([Chunk(job.id, 1)])
+    async with aclosing(site.jobs.outcomes(job.id)) as telling:
+        first = asyncio.ensure_future(anext(telling))
+        await asyncio.sleep(10.0)
+        assert not first.done()
+        await site.runner.run([Chunk(job.id, 0)])
+        assert (await first).startswith(b'{"prediction":"<0>"}\n')
+
+
+@virtual_time
+async def test_an_instance_that_was_not_asked_before_the_end_has_an_error() -> None:
+    site = Site()
+    job = await site.jobs.submit_chunks(TODO, pieces(CHUNK + 2))
+    await site.runner.run([Chunk(job.id, 1)])
+    await site.jobs.cancel(job.id)
+    first, last = [piece async for piece in site.jobs.outcomes(job.id)]
+    lines = [json.loads(line) for line in first.splitlines()]
+    assert len(lines) == CHUNK
+    assert lines[0] == lines[-1]
+    assert lines[0]["error"]["kind"] == "job-conflict"
+    assert "canceled" in lines[0]["error"]["detail"]
+    assert last == b'{"prediction":"<250>"}\n{"prediction":"<251>"}\n'
+
+
+@virtual_time
+async def test_outcomes_that_are_forgotten_are_not_told_as_an_empty_end() -> None:
+    site = Site()
+    job = await site.jobs.submit_chunks(TODO, pieces(CHUNK + 2))
+    await site.work()
+    async with aclosing(site.jobs.outcomes(job.id)) as telling:
+        await anext(telling)
+        await site.store.delete([job.id])
+        with pytest.raises(errors.JobNotFound):
+            await anext(telling)
+
+
+@virtual_time
+async def test_events_are_told_as_they_happen_and_end_with_the_job() -> None:
+    site = Site()
+    job = await site.jobs.submit(TODO, ["a"])
+
+    async def listen(last: tuple[int, int]) -> list[tuple[str, JobStatus, float] | None]:
+        events = site.jobs.events(job.id, last)
+        return [told and (told[0].name, told[1].status, now()) async for told in events]
+
+    listening = asyncio.create_task(listen((0, 0)))
+    await asyncio.sleep(2 * LOOK_AGAIN + 1.0)
+    await site.work()
+    done = 2 * LOOK_AGAIN + 2.0
+    assert await listening == [
+        ("queued", JobStatus.QUEUED, 0.0),
+        None,
+        None,
+        ("running", JobStatus.RUNNING, done - 1.0),
+        ("progress", JobStatus.SUCCEEDED, done),
+        ("succeeded", JobStatus.SUCCEEDED, done),
+    ]
+    assert [each and each[0] for each in await listen((0, 2))] == ["progress", "succeeded"]
+    assert site.jobs._watch._waiting == {}
+
+
+@virtual_time
+async def test_there_are_no_events_of_a_job_that_is_forgotten() -> None:
+    site = Site()
+    job = await site.jobs.submit(TODO, ["a"])
+    async with aclosing(site.jobs.events(job.id)) as events:
+        assert await anext(events)
+        await site.store.delete([job.id])
+        with pytest.raises(errors.JobNotFound):
+            await anext(events)
+    assert site.jobs._watch._waiting == {}
+
+
+@virtual_time
+async def test_a_job_is_canceled_once_and_what_is_asked_for_it_is_asked_in_vain() -> None:
+    site = Site()
+    job = await site.jobs.submit(TODO, ["a"])
+    working = asyncio.create_task(site.work())
+    await asyncio.sleep(0.5)
+    canceled = await site.jobs.cancel(job.id)
+    assert canceled.status is JobStatus.CANCELED
+    with pytest.raises(errors.JobConflict):
+        await site.jobs.cancel(job.id)
+    await working
+    assert (site.store.jobs[job.id], site.store.results) == (canceled, {})
+    with pytest.raises(errors.JobNotFound):
+        await site.jobs.cancel("unknown")
+
+
+async def failed(site: Site) -> Job:
+    job = await site.jobs.submit(replace(TODO, webhook="http://h"), ["a"])
+    site.refuses = True
+    await site.work()
+    site.refuses = False
+    return await site.jobs.get(job.id)
+
+
+@virtual_time
+async def test_a_failed_job_is_replayed_with_as_much_time_as_it_had() -> None:
+    site = Site()
+    job = await failed(site)
+    assert job.status is JobStatus.FAILED
+    await asyncio.sleep(100.0)
+
+    again = await site.jobs.replay(job.id)
+    assert (again.status, again.expires_at) == (JobStatus.QUEUED, clock() + 60.0)
+    await site.work()
+    assert (await site.jobs.get(job.id)).status is JobStatus.SUCCEEDED
+    assert [piece async for piece in site.jobs.outcomes(job.id)] == [b'{"prediction":"<a>"}\n']
+    with pytest.raises(errors.JobConflict):
+        await site.jobs.replay(job.id)
+
+
+@virtual_time
+async def test_a_webhook_is_called_again_when_the_job_is_over_and_has_one() -> None:
+    site = Site()
+    job = await failed(site)
+    await asyncio.sleep(10.0)
+    again = await site.jobs.notify_again(job.id)
+    assert again.webhook is not None
+    assert again.webhook.next_at == clock()
+    without = await site.jobs.submit(TODO, ["a"])
+    await site.work()
+    queued = await site.jobs.submit(replace(TODO, webhook="http://h"), ["a"])
+    for each in (without, queued):
+        with pytest.raises(errors.JobConflict):
+            await site.jobs.notify_again(each.id)
+
+
+@virtual_time
+async def test_jobs_are_listed_and_a_queued_one_has_a_position() -> None:
+    site = Site()
+    jobs = [await site.jobs.submit(TODO, ["a"]) for _ in range(3)]
+    page = await site.jobs.page(2, status=JobStatus.QUEUED, model="m")
+    assert ([*page.jobs], await site.jobs.position(jobs[2])) == ([jobs[2], jobs[1]], 2)
+    assert [*(await site.jobs.page(2, before=page.next)).jobs] == [jobs[0]]
+    await site.work()
+    assert await site.jobs.position(await site.jobs.get(jobs[0].id)) is None
