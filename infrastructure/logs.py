@@ -99,6 +99,12 @@ def log_event(event: Event) -> None:
         case ServerFound(server, models):
             fields = {"server": server, "models": ",".join(models)}
             LOGGER.info("server found", extra={"fields": fields})
+        case _:
+            _log_store(event)
+
+
+def _log_store(event: Event) -> None:
+    match event:
         case CacheLost(reason):
             LOGGER.error("cache lost", extra={"fields": {"reason": reason}})
         case CacheFound():

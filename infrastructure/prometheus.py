@@ -14,8 +14,6 @@ if TYPE_CHECKING:
 
     from domain.ports import Backlog, JobStore
 
-CONTENT_TYPE = "text/plain; version=0.0.4; charset=utf-8"
-
 
 class JobMetrics:
     """The backlog of a store as metrics, read when asked for. `clock` tells Unix time."""

@@ -18,7 +18,7 @@ from starlette.routing import Match
 from bootstrap.gateway import build
 from bootstrap.settings import SettingsError, load
 from domain.errors import DispatchError
-from interface.http import dispatch, health, job_streams, jobs, models, openapi, predict, problems
+from interface.http import dispatch, health, job_streams, jobs, metrics, models, openapi, predict, problems
 from interface.http.exchange import CLIENT_CLOSED_REQUEST, ExchangeMiddleware, exchange_of
 from interface.http.problem import plain_problem, problem_answer
 
@@ -30,7 +30,7 @@ if TYPE_CHECKING:
     from bootstrap.gateway import Gateway
 
 GARBAGE = 50_000  # objects more than were freed, before the young ones are looked at; Python's own is 700
-NOUNS = (dispatch, predict, jobs, job_streams, models, health, problems)
+NOUNS = (dispatch, predict, jobs, job_streams, models, health, metrics, problems)
 
 
 @asynccontextmanager

@@ -6,14 +6,14 @@ import json
 from dataclasses import dataclass, field
 from hashlib import blake2b
 from typing import TYPE_CHECKING, Annotated, Any, ClassVar
-from urllib.parse import urlsplit
 
-from pydantic import AfterValidator, Field
+from pydantic import Field
 
 from application.job_service import Submission
 from domain.errors import FieldError, InvalidRequest
 from domain.ports import IdempotencyKey
 from domain.prediction import ModelRef
+from domain.webhook import check_url
 from interface.http.decoding import Decoder, Name, check_number
 
 if TYPE_CHECKING:
@@ -24,18 +24,6 @@ if TYPE_CHECKING:
     from bootstrap.settings import JobsSettings
 
 LONGEST = 604_800  # seconds that a job may be given
-
-
-def _of_the_web(url: str) -> str:
-    try:
-        parts = urlsplit(url)
-        usable = parts.scheme in {"http", "https"} and parts.hostname and parts.port != 0
-    except ValueError:
-        usable = False
-    if not usable or not url.isascii() or not url.isprintable() or " " in url:
-        message = "should be an http or https URL"
-        raise ValueError(message)
-    return url
 
 
 Timeout = Annotated[
@@ -50,7 +38,6 @@ WebhookUrl = Annotated[
         description="Told when the job is over (Standard Webhooks); only where webhooks are configured.",
         json_schema_extra={"format": "uri", "pattern": "^https?://"},
     ),
-    AfterValidator(_of_the_web),
 ]
 
 
@@ -107,6 +94,8 @@ def submission(asked: JobBody | BulkQuery, limits: JobsSettings, *, bulk: bool) 
     if asked.webhook_url is not None and not limits.webhook_secrets:
         message = "There are no webhooks here: the configuration has no secret to sign them with."
         raise InvalidRequest(message, [FieldError("/webhook_url", message)])
+    if asked.webhook_url is not None:
+        check_url(asked.webhook_url, http=bool(limits.webhook_networks))
     return Submission(
         ModelRef(asked.model_name, asked.model_version),
         asked.timeout or limits.timeout,

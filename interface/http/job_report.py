@@ -78,7 +78,7 @@ class JobReport:
     expires_at: Annotated[Time, Field(description="When it is given up, if it is not over by then.")]
     progress: Progress
     queue_position: Annotated[
-        int | None, Field(description="How many jobs come before it; null unless it is queued, and in lists.")
+        int | None, Field(description="Jobs before it; null in lists, at submission, and once it is begun.")
     ]
     attempts: Annotated[int, Field(description="How often it was begun, or the part of it that needed most.")]
     error: Annotated[Problem | None, Field(description="The first that was met, also of a single instance.")]
@@ -111,10 +111,11 @@ async def spell(jobs: JobService, job: Job) -> bytes:
     return to_json(report(job, await jobs.position(job)), exclude={"error": {"errors"}})
 
 
-async def accepted(jobs: JobService, job: Job) -> Answer:
+def accepted(job: Job) -> Answer:
     """`job`, and where it is: 202, or 200 where it is over already."""
     status = HTTPStatus.OK if job.over else HTTPStatus.ACCEPTED
-    return Answer(await spell(jobs, job), status, headers=((b"location", path(job.id).encode()),))
+    content = to_json(report(job), exclude={"error": {"errors"}})
+    return Answer(content, status, headers=((b"location", path(job.id).encode()),))
 
 
 def spell_list(found: Sequence[Job], following: str | None) -> bytes:

@@ -11,7 +11,7 @@ from urllib.parse import urlencode
 
 from fastapi import APIRouter, Request
 from pydantic_core import to_json
-from starlette.responses import Response
+from starlette.responses import Response  # noqa: TC002  (FastAPI needs it)
 
 from application.job_service import CHUNK, encode
 from domain.errors import DispatchError, InvalidRequest, JobConflict, JobNotFound
@@ -19,17 +19,19 @@ from domain.job import JobStatus
 from interface.http import job_report, ndjson, openapi_jobs, preferences
 from interface.http.answer import CLOSE, Answer
 from interface.http.body import read_body
-from interface.http.dispatch import while_connected, within
-from interface.http.exchange import CLIENT_CLOSED_REQUEST, exchange_of
+from interface.http.dispatch import respond, while_connected, within
+from interface.http.exchange import exchange_of
 from interface.http.job_body import Identity, decode, decode_query, submission
 from interface.http.problem import problem_answer
 
 if TYPE_CHECKING:
     from collections.abc import AsyncIterator, Mapping, Sequence
 
+    from application.job_service import Submission
     from bootstrap.gateway import Gateway
     from domain.job import Job
     from domain.prediction import Json
+    from interface.http.exchange import Exchange
     from interface.http.preferences import Headers
 
 PAGE, MOST = 20, 100  # jobs in one answer: where the caller does not say, and at most
@@ -44,38 +46,48 @@ async def submit(request: Request) -> Response:
     """Accept a job: it is recorded and queued, durably, before this answers."""
     gateway: Gateway = request.app.state.gateway
     headers = dict(request.scope["headers"])
-    media_type = headers.get(b"content-type", b"").partition(b";")[0].strip().lower()
-    if media_type not in ndjson.MEDIA_TYPES:
-        return await _awaited(request, gateway, headers, await _accept_body(request, gateway, headers))
-    upload = ndjson.Upload(request)
-    try:
-        job = await _accept_lines(request, upload, gateway, headers)
-    except DispatchError as error:
-        answer = problem_answer(error, exchange_of(request).request_id)
-        if b"expect" in headers or not await upload.drained():
-            answer.headers = tuple({*answer.headers, CLOSE})
-        return answer.response()
-    return await _awaited(request, gateway, headers, job)
-
-
-async def _accept_body(request: Request, gateway: Gateway, headers: Headers) -> Job:
+    if ndjson.is_said_by(headers):
+        return await _submit_lines(request, gateway, headers)
     limits = gateway.limits
     reading = read_body(request, limits.max_body_bytes)
     text = await within(preferences.deadline(headers), limits.max_timeout, reading)
+    return await respond(request, answer(gateway, exchange_of(request), headers, text))
+
+
+async def answer(gateway: Gateway, exchange: Exchange, headers: Headers, text: bytes) -> Answer:
+    """The job that a JSON body `text` asks for, accepted. Raises a DispatchError."""
+    if ndjson.is_said_by(headers):
+        decode_query({})  # which refuses: the short way knows of no query, and that is where the model is
     body = decode(text, gateway.job_limits.max_instances)
-    exchange_of(request).model = body.model_name
+    exchange.model = body.model_name
     asked = submission(body, gateway.job_limits, bulk=preferences.bulk(headers))
+    return await _awaited(gateway, headers, await _accept(gateway, headers, asked, body.instances))
+
+
+async def _accept(gateway: Gateway, headers: Headers, asked: Submission, instances: Sequence[Json]) -> Job:
     key = preferences.idempotency_key(headers)
     identity = None if key is None else Identity(key, asked)
-    if len(body.instances) > CHUNK:
-        chunks = _split(body.instances)
+    if len(instances) > CHUNK:
+        chunks = _split(instances)
         if identity is None:
             return await gateway.jobs.submit_chunks(asked, chunks)
         return await gateway.jobs.submit_chunks(asked, identity.of(chunks), identity.key)
     if identity is not None:
-        identity.add(encode(body.instances))
+        identity.add(encode(instances))
         asked = replace(asked, idempotency=identity.key())
-    return await gateway.jobs.submit(asked, body.instances)
+    return await gateway.jobs.submit(asked, instances)
+
+
+async def _submit_lines(request: Request, gateway: Gateway, headers: Headers) -> Response:
+    upload = ndjson.Upload(request)
+    try:
+        job = await _accept_lines(request, upload, gateway, headers)
+    except DispatchError as error:
+        refusal = problem_answer(error, exchange_of(request).request_id)
+        if b"expect" in headers or not await upload.drained():
+            refusal.headers = tuple({*refusal.headers, CLOSE})
+        return refusal.response()
+    return await respond(request, _awaited(gateway, headers, job))
 
 
 async def _accept_lines(request: Request, upload: ndjson.Upload, gateway: Gateway, headers: Headers) -> Job:
@@ -125,7 +137,8 @@ async def job(request: Request) -> Response:
     """One job; with `Prefer: wait=…` when it is over, or so many seconds later."""
     gateway: Gateway = request.app.state.gateway
     found = await gateway.jobs.get(request.path_params["id"])
-    return await _awaited(request, gateway, dict(request.scope["headers"]), found, accepting=False)
+    headers = dict(request.scope["headers"])
+    return await respond(request, _awaited(gateway, headers, found, accepting=False))
 
 
 @router.delete("/jobs/{id}", **openapi_jobs.CANCEL)  # noqa: FAST003
@@ -141,7 +154,7 @@ async def replay(request: Request) -> Response:
     """Work a failed job once more."""
     gateway: Gateway = request.app.state.gateway
     replayed = await gateway.jobs.replay(request.path_params["id"])
-    return (await job_report.accepted(gateway.jobs, replayed)).response()
+    return job_report.accepted(replayed).response()
 
 
 @router.post("/jobs/replay", **openapi_jobs.REPLAY_ALL)
@@ -173,26 +186,17 @@ async def _replay_all(gateway: Gateway, model: str | None) -> int:
             return replayed
 
 
-async def _awaited(
-    request: Request, gateway: Gateway, headers: Headers, job: Job, *, accepting: bool = True
-) -> Response:
+async def _awaited(gateway: Gateway, headers: Headers, job: Job, *, accepting: bool = True) -> Answer:
     """`job`, after as much waiting for its end as the caller prefers."""
-    applied = None
     seconds = preferences.wait(headers)
-    if seconds is not None:
-        applied = min(seconds, int(gateway.limits.max_timeout))
-        until = asyncio.get_running_loop().time() + applied
-        awaited = job if job.over else await while_connected(request, gateway.jobs.wait(job.id, until))
-        if awaited is None:
-            return Response(status_code=CLIENT_CLOSED_REQUEST)
-        job = awaited
-    if accepting:
-        answer = await job_report.accepted(gateway.jobs, job)
-    else:
-        answer = Answer(await job_report.spell(gateway.jobs, job))
-    if applied is not None:
-        answer.headers = (*answer.headers, (b"preference-applied", b"wait=%d" % applied))
-    return answer.response()
+    if seconds is None:
+        return job_report.accepted(job) if accepting else Answer(await job_report.spell(gateway.jobs, job))
+    applied = min(seconds, int(gateway.limits.max_timeout))
+    if not job.over:
+        job = await gateway.jobs.wait(job.id, asyncio.get_running_loop().time() + applied)
+    answer = job_report.accepted(job) if accepting else Answer(await job_report.spell(gateway.jobs, job))
+    answer.headers = (*answer.headers, (b"preference-applied", b"wait=%d" % applied))
+    return answer
 
 
 def _limit(query: Mapping[str, str]) -> int:

@@ -14,10 +14,17 @@ if TYPE_CHECKING:
 
     from starlette.requests import Request
 
+    from interface.http.preferences import Headers
+
 MEDIA_TYPES = frozenset({b"application/x-ndjson", b"application/ndjson", b"application/jsonl"})
 PATIENCE = 60.0  # seconds in which nothing comes
 LINGER = 30.0  # seconds in which the rest of a body that is refused may come; nginx's lingering_time
 MOST_BYTES = 33_554_432  # in one chunk: that much of the body is held in memory
+
+
+def is_said_by(headers: Headers) -> bool:
+    """Whether the body is to be lines of JSON."""
+    return headers.get(b"content-type", b"").partition(b";")[0].strip().lower() in MEDIA_TYPES
 
 
 class Upload:

@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any, Literal
 
 from fastapi.openapi.utils import get_openapi
 from pydantic import TypeAdapter
+from starlette.responses import PlainTextResponse
 
 from domain import errors
 from domain.error_response import kind
@@ -130,6 +131,20 @@ MODEL: dict[str, Any] = {
     "openapi_extra": {
         "parameters": [{"name": "name", "in": "path", "required": True, "schema": {"type": "string"}}]
     },
+}
+
+
+METRICS: dict[str, Any] = {
+    "operation_id": "metrics",
+    "responses": {
+        200: {
+            "description": "Metrics in Prometheus' text format.",
+            "headers": HEADERS,
+            "content": {"text/plain": {"schema": {"type": "string"}}},
+        }
+    }
+    | INTERNAL,
+    "response_class": PlainTextResponse,
 }
 
 

@@ -78,7 +78,7 @@ async def _ask(gateway: Gateway, request: PredictionRequest, until: float) -> An
     )
     job, outcomes = await gateway.jobs.submit_and_wait(submission, request.instances, until)
     if not job.over:
-        return await accepted(gateway.jobs, job)
+        return accepted(job)
     return _outcome(job, outcomes)
 
 

@@ -12,7 +12,7 @@ from uvicorn.protocols.http.httptools_impl import STATUS_LINE, HttpToolsProtocol
 
 from application.tasks import start
 from domain.errors import DeadlineExceeded, DispatchError, InvalidRequest
-from interface.http import dispatch, predict, preferences
+from interface.http import dispatch, jobs, predict, preferences
 from interface.http.answer import CLOSE, Answer
 from interface.http.exchange import CLIENT_CLOSED_REQUEST, Exchange, request_id
 from interface.http.problem import problem_answer
@@ -35,6 +35,7 @@ ENDPOINTS: Mapping[bytes, Endpoint] = {
     b"/dispatch_model/": dispatch.answer,
     b"/api/predict": predict.answer,
     b"/api/predict/": predict.answer,
+    b"/jobs": jobs.answer,
 }
 
 
