@@ -42,7 +42,7 @@ class Housekeeping:
         send: WebhookSender,
         *,
         clock: Callable[[], float],
-        chance: Callable[[], float] = lambda: 0.0,
+        chance: Callable[[], float],
     ) -> None:
         self._records = records
         self._store = records.store

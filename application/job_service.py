@@ -263,7 +263,6 @@ class JobService:
     async def replay(self, job_id: str) -> Job:
         """Work a failed job once more, in as much time as it had. Raises JobNotFound, JobConflict."""
         job = await self._records.get(job_id)
-
         job = await self._changed(job, lambda job: Change(job.replayed(self._clock())))
         await self._enqueue(job)
         return job

@@ -8,7 +8,7 @@ import re
 import shlex
 import subprocess
 import sys
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import httpx
 import pytest
@@ -28,24 +28,54 @@ def test_every_command_of_the_readme_is_tried_here_or_in_test_make_run() -> None
     assert [shlex.split(command)[:2] for command in COMMANDS] == [
         ["make", "run"],
         ["curl", "-s"],
+        ["curl", "-s"],
+        ["model-dispatcher", "batch"],
         ["make", "archive"],
     ]
 
 
-def test_the_curl_line_gets_the_answer_that_is_printed_under_it(gateway: RunningGateway) -> None:
-    (line,) = (command for command in COMMANDS if command.startswith("curl"))
+@pytest.mark.parametrize("line", [command for command in COMMANDS if command.startswith("curl")])
+def test_a_curl_line_gets_the_answer_that_is_printed_under_it(gateway: RunningGateway, line: str) -> None:
     words = shlex.split(line)
     url, body = words[2].replace("localhost:8000", gateway.url), words[words.index("-d") + 1]
     printed = json.loads(README.split(line)[1].splitlines()[1])
 
     answer = httpx.post(url, content=body, headers={"content-type": "application/json"}, timeout=60).json()
 
+    assert answer.keys() == printed.keys()
     assert {key: answer[key] for key in ("model_name", "model_version")} == {
         key: printed[key] for key in ("model_name", "model_version")
     }
-    for got, expected in zip(answer["predictions"], printed["predictions"], strict=True):
+    for got, expected in zip(predictions(answer), predictions(printed), strict=True):
         assert got["label"] == expected["label"]
         assert got["scores"] == pytest.approx(expected["scores"], abs=0.02)  # processors round differently
+
+
+def predictions(answer: dict[str, Any]) -> list[dict[str, Any]]:
+    found: list[dict[str, Any]] = answer["predictions"] if "predictions" in answer else [answer["prediction"]]
+    return found
+
+
+def test_a_file_is_answered_line_by_line(gateway: RunningGateway, tmp_path: Path) -> None:
+    (line,) = (command for command in COMMANDS if command.startswith("model-dispatcher batch"))
+    texts = ["I loved it.", "Utterly boring.", ""]
+    (tmp_path / "reviews.csv").write_text("text\n" + "".join(f'"{text}"\n' for text in texts))
+
+    run = [sys.executable, "-m", "interface.cli", *shlex.split(line)[1:]]
+    done = subprocess.run(
+        run,
+        cwd=tmp_path,
+        env=os.environ | {"DISPATCHER_URL": gateway.url, "PYTHONPATH": str(ROOT)},
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+
+    assert done.returncode == 1, done.stderr  # one row has no prediction
+    lines = [json.loads(each) for each in (tmp_path / "out.jsonl").read_text().splitlines()]
+    assert [each["row"] for each in lines] == [1, 2, 3]
+    assert [each["prediction"]["label"] for each in lines[:2]] == ["positive", "negative"]
+    assert lines[2]["error"]["title"] == "The model refused the input"
 
 
 def test_a_model_of_ones_own_is_archived_without_a_handler(tmp_path: Path) -> None:

@@ -231,7 +231,7 @@ class World:
             after, dies_after = 1.0, None
 
     async def keep_house(self) -> None:
-        keeper = Housekeeping(self.records[0], self.queue, no_webhook, clock=clock)
+        keeper = Housekeeping(self.records[0], self.queue, no_webhook, clock=clock, chance=lambda: 0.0)
         while True:
             with contextlib.suppress(errors.QueueUnavailable):
                 await keeper.tidy()
