@@ -89,6 +89,12 @@ def decode_query(query: Mapping[str, str]) -> BulkQuery:
         raise InvalidRequest(str(error)) from None  # pointers lead into a body
 
 
+def check_query(query: Mapping[str, str]) -> None:
+    """Refuse a query that says nonsense; a JSON body says all of it itself. Raises InvalidRequest."""
+    if query:
+        decode_query({"model_name": "of the body", **query})
+
+
 def submission(asked: JobBody | BulkQuery, limits: JobsSettings, *, bulk: bool) -> Submission:
     """What is `asked`, completed by what is configured. Raises InvalidRequest."""
     if asked.webhook_url is not None and not limits.webhook_secrets:

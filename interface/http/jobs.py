@@ -21,7 +21,7 @@ from interface.http.answer import CLOSE, Answer
 from interface.http.body import read_body
 from interface.http.dispatch import respond, while_connected, within
 from interface.http.exchange import exchange_of
-from interface.http.job_body import Identity, decode, decode_query, submission
+from interface.http.job_body import Identity, check_query, decode, decode_query, submission
 from interface.http.problem import problem_answer
 
 if TYPE_CHECKING:
@@ -48,6 +48,7 @@ async def submit(request: Request) -> Response:
     headers = dict(request.scope["headers"])
     if ndjson.is_said_by(headers):
         return await _submit_lines(request, gateway, headers)
+    check_query(request.query_params)
     limits = gateway.limits
     reading = read_body(request, limits.max_body_bytes)
     text = await within(preferences.deadline(headers), limits.max_timeout, reading)

@@ -212,19 +212,6 @@ async def test_chunks_are_put_before_their_job(store: JobStore) -> None:
     assert await store.instances(chunks) == [b"[2]", b"[0]", b"[1]", None]
 
 
-async def test_chunks_of_a_job_that_never_came_are_forgotten_within_a_day(store: JobStore) -> None:
-    if not isinstance(store, SqliteJobs):
-        pytest.skip("Redis expires them by its own clock; test_redis_jobs.py looks at that")
-    await store.put_instances([(Chunk("lost", 0), b"[0]"), (Chunk("kept", 0), b"[1]")])
-    await store.create([NewJob(job("kept"))])
-    both = [Chunk("lost", 0), Chunk("kept", 0)]
-
-    await store.due(NOW + 80_000, 10)
-    assert await store.instances(both) == [b"[0]", b"[1]"]
-    await store.due(NOW + 86_401, 10)
-    assert await store.instances(both) == [None, b"[1]"]
-
-
 async def test_a_chunk_may_be_large_and_any_bytes(store: JobStore) -> None:
     large = bytes(range(256)) * 20_000  # 5 MB
     await store.put_instances([(Chunk("a", 0), large), (Chunk("a", 1), b"")])

@@ -369,3 +369,16 @@ async def test_those_who_come_together_are_committed_together(store: SqliteJobs)
 
 if __name__ == "__main__":
     asyncio.run(_work_until_killed(Path(sys.argv[1])))
+
+
+async def test_chunks_of_a_job_that_never_came_are_forgotten_within_a_day(tmp_path: Path) -> None:
+    now = 1_000.0
+    async with aclosing(await SqliteJobs.open(tmp_path / "jobs.sqlite", clock=lambda: now)) as store:
+        await store.put_instances([(Chunk("lost", 0), b"[0]"), (Chunk("kept", 0), b"[1]")])
+        await store.create([NewJob(job("kept"))])
+        both = [Chunk("lost", 0), Chunk("kept", 0)]
+
+        await store.due(now + 80_000, 10)
+        assert await store.instances(both) == [b"[0]", b"[1]"]
+        await store.due(now + 86_401, 10)
+        assert await store.instances(both) == [None, b"[1]"]
