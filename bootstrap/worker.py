@@ -12,6 +12,7 @@ import threading
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Protocol
 
+import uvloop
 from celery.worker import state  # type: ignore[import-untyped]
 
 from bootstrap.heartbeat import BEAT, HEARTBEAT
@@ -131,7 +132,7 @@ class JobLoop:
 
     def _main(self) -> None:
         try:
-            asyncio.run(self._live())
+            uvloop.run(self._live())
         except BaseException:
             LOGGER.critical("the worker's event loop has died", exc_info=True)
         if not self._ready.is_set():
