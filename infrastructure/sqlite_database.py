@@ -27,7 +27,7 @@ PRAGMA journal_mode = WAL;
 PRAGMA synchronous = FULL;
 PRAGMA wal_autocheckpoint = 4000;
 PRAGMA journal_size_limit = 67108864;
-PRAGMA cache_size = -65536;
+PRAGMA cache_size = -16384;
 PRAGMA temp_store = MEMORY;
 """
 """FULL: a commit is on the disk when it returns. 4,000 pages are 16 MB; the log shrinks to 64 MB, and up to
