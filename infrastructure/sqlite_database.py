@@ -31,7 +31,7 @@ PRAGMA cache_size = -16384;
 PRAGMA temp_store = MEMORY;
 """
 """FULL: a commit is on the disk when it returns. 4,000 pages are 16 MB; the log shrinks to 64 MB, and up to
-64 MB of pages are kept in memory."""
+16 MB of pages are kept in memory for each connection."""
 
 
 class JobStoreError(Exception):
