@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Any
 import pytest
 from uvicorn.protocols.http.httptools_impl import HttpToolsProtocol
 
+from interface.http.protocol import GatewayProtocol
 from tests.http.happened import happened
 
 if TYPE_CHECKING:
@@ -174,6 +175,26 @@ async def test_a_body_that_does_not_come_is_not_waited_for(caller: Caller) -> No
 
     assert (status, problem["type"], headers["connection"]) == (504, "/problems/deadline-exceeded", "close")
     assert await caller.ended()
+
+
+async def test_a_body_that_ends_as_it_is_given_up_is_not_answered_twice(
+    serving: uvicorn.Server, caller: Caller, caplog: pytest.LogCaptureFixture
+) -> None:
+    caplog.set_level(logging.INFO, "dispatcher.access")
+    request = post(b"this is not JSON, and needs no model to be refused")
+    caller.send(request[:-5])
+    await happened(lambda: serving.server_state.connections)
+    (protocol,) = serving.server_state.connections
+    assert isinstance(protocol, GatewayProtocol)
+    await happened(lambda: protocol._short is not None and protocol._short.body)
+
+    assert protocol._short is not None
+    protocol._short._give_up()
+    protocol.data_received(request[-5:])  # in the same turn of the loop
+
+    assert (await caller.answer())[0] == 504
+    assert await caller.ended()
+    assert [each.fields["status"] for each in caplog.records if each.message == "request"] == [504]  # type: ignore[attr-defined]
 
 
 async def test_a_connection_is_closed_when_it_has_been_idle_for_long(
