@@ -133,7 +133,7 @@ class Asking:
             except DispatchError:
                 self._answered()  # in a way: somebody worked on it
                 raise
-            except Exception as error:
+            except Exception as error:  # a mistake of ours costs the instance that brings it about
                 LOGGER.exception("instances of job %s could not be asked", job.id)
                 raise InternalError from error
             else:

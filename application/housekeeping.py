@@ -136,6 +136,6 @@ async def _again_and_again(work: Callable[[], Awaitable[None]], *, first: float,
             await work()
         except Unavailable as error:
             LOGGER.debug("jobs are not looked after: %s", error)
-        except Exception:
+        except Exception:  # a mistake of ours must not end the looking after
             LOGGER.exception("jobs could not be looked after")
         await asyncio.sleep(every)

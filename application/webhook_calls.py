@@ -147,7 +147,7 @@ class WebhookCalls:
                 return await self._send(job.webhook.url, message_id(job), message(job), now)
         except TimeoutError:
             return Attempt(now, problem="The server did not answer in time.")
-        except Exception:
+        except Exception:  # a mistake of ours is an attempt that failed, and is planned again
             LOGGER.exception("the webhook of job %s could not be called", job.id)
             return Attempt(now, problem="The call failed.")
 

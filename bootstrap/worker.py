@@ -158,7 +158,7 @@ class JobLoop:
         except QueueUnavailable as error:
             LOGGER.warning("chunks go back to the queue: %s", error)
             raise
-        except Exception:
+        except Exception:  # whatever it was, the chunks are not done: they go back
             LOGGER.exception("chunks could not be worked, and go back to the queue")
             await asyncio.sleep(FAULT_PAUSE)
             raise
