@@ -5,12 +5,9 @@ from __future__ import annotations
 import contextlib
 import json
 import secrets
-import uuid
 from dataclasses import dataclass, field, replace
-from functools import partial
 from typing import TYPE_CHECKING
 
-from application.gathering import Gathering
 from application.job_watch import JobWatch
 from domain.errors import InvalidRequest, JobConflict, JobNotFound, QueueUnavailable
 from domain.job import Chunk, Job, JobStatus, events_after
@@ -26,7 +23,6 @@ if TYPE_CHECKING:
     from domain.prediction import Json, ModelRef
 
 CHUNK = 250  # instances that are queued and worked together, at most
-BUNDLE = 32  # chunks that travel to the queue together; measured, ../docs/decisions/0008-jobs.md
 MOST_PUBLISHED = 256  # chunks of one job that are handed to the queue at once
 
 
@@ -68,9 +64,6 @@ class JobService:
         self._check = check
         self._watch = JobWatch()
         self._store.listen(self._watch.heard)
-        self._publish = {
-            bulk: Gathering(partial(self._hand_over, bulk=bulk), most=BUNDLE) for bulk in (False, True)
-        }
 
     # --- accepting
 
@@ -168,19 +161,12 @@ class JobService:
 
     async def _enqueue(self, job: Job) -> None:
         chunks = job.open_chunks()
-        if len(chunks) == 1:
-            await self._publish[job.bulk](chunks[0])
-            return
         for start in range(0, len(chunks), MOST_PUBLISHED):
             await self._queue.publish(chunks[start : start + MOST_PUBLISHED], bulk=job.bulk)
 
     async def _forget(self, job_id: str) -> None:
         with contextlib.suppress(QueueUnavailable):
             await self._store.delete([job_id])
-
-    async def _hand_over(self, chunks: Sequence[Chunk], *, bulk: bool) -> Sequence[None]:
-        await self._queue.publish(chunks, bulk=bulk)
-        return [None] * len(chunks)
 
     # --- telling
 
@@ -288,8 +274,10 @@ def new_id(now: float) -> str:
 
     A UUID of version 7 (RFC 9562), which the standard library has from Python 3.14 on.
     """
-    number = int(now * 1000) << 80 | 7 << 76 | secrets.randbits(12) << 64 | 2 << 62 | secrets.randbits(62)
-    return str(uuid.UUID(int=number))
+    chance = secrets.randbits(74)
+    number = int(now * 1000) << 80 | 7 << 76 | chance >> 62 << 64 | 2 << 62 | chance & (1 << 62) - 1
+    digits = f"{number:032x}"
+    return f"{digits[:8]}-{digits[8:12]}-{digits[12:16]}-{digits[16:20]}-{digits[20:]}"
 
 
 def encode(instances: Sequence[Json]) -> bytes:

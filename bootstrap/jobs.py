@@ -9,6 +9,7 @@ from contextlib import AsyncExitStack, aclosing, asynccontextmanager
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
+from application.bundling import Bundling
 from application.housekeeping import Housekeeping
 from application.job_records import JobRecords
 from application.job_runner import JobRunner
@@ -79,7 +80,7 @@ async def open_shelf(chosen: JobsSettings) -> AsyncIterator[Shelf]:
         distributed = await stack.enter_async_context(aclosing(broker))
         records = JobRecords(jobs)
         stack.push_async_callback(records.aclose)
-        yield Shelf(records, distributed)
+        yield Shelf(records, Bundling(distributed))
 
 
 async def _open(chosen: JobsSettings) -> SqliteJobs:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 from dataclasses import MISSING, fields
+from operator import attrgetter
 from typing import TYPE_CHECKING, Any, TypeVar
 
 from domain.job import Failure, Job, JobStatus
@@ -15,12 +16,9 @@ if TYPE_CHECKING:
 
 T = TypeVar("T")
 
-_ALWAYS = tuple(f.name for f in fields(Job) if f.default is MISSING and f.default_factory is MISSING)
-_DEFAULTS: tuple[tuple[str, object], ...] = tuple(
-    (f.name, f.default_factory() if f.default_factory is not MISSING else f.default)
-    for f in fields(Job)
-    if f.name not in _ALWAYS
-)
+_NAMES = tuple(f.name for f in fields(Job))
+_VALUES = attrgetter(*_NAMES)
+_DEFAULTS = tuple(f.default if f.default_factory is MISSING else f.default_factory() for f in fields(Job))
 _KNOWN: dict[type, dict[str, None]] = {
     each: dict.fromkeys(f.name for f in fields(each)) for each in (Job, Failure, Delivery, Attempt)
 }
@@ -31,11 +29,8 @@ def encode(job: Job) -> bytes:
 
     The standard library's: half a surrogate pair, which a model may say, is refused by faster ones.
     """
-    record: dict[str, Any] = {name: getattr(job, name) for name in _ALWAYS}
-    for name, default in _DEFAULTS:
-        value = getattr(job, name)
-        if value != default:
-            record[name] = value
+    named = zip(_NAMES, _VALUES(job), _DEFAULTS, strict=True)
+    record: dict[str, Any] = {name: value for name, value, default in named if value != default}
     if job.finished:
         record["finished"] = f"{job.finished:x}"  # a decimal number may have 4,300 digits, and takes long
     return _ENCODER.encode(record).encode()

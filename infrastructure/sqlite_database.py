@@ -8,6 +8,7 @@ import fcntl
 import os
 import sqlite3
 from concurrent.futures import ThreadPoolExecutor
+from functools import partial
 from typing import TYPE_CHECKING, TypeVar
 
 from domain.errors import QueueUnavailable
@@ -88,11 +89,15 @@ class Database:
 
         Raises QueueUnavailable; if that was for want of time, it may yet be done.
         """
-        return await self._run(self._writing, self._commit, work)
+        return await self._run(self._writing, partial(self._commit, work))
+
+    async def execute(self, statement: str, values: Sequence[object]) -> None:
+        """The same for a single statement."""
+        await self._run(self._writing, partial(self._writer.execute, statement, values))
 
     async def read(self, work: Callable[[sqlite3.Connection], T]) -> T:
         """What `work` gives; it sees all that was written before. Raises QueueUnavailable."""
-        return await self._run(self._reading, self._look, work)
+        return await self._run(self._reading, partial(work, self._reader))
 
     async def aclose(self) -> None:
         """Wait until all is done that was asked for, and let others have it."""
@@ -107,14 +112,9 @@ class Database:
             os.close(self._lock)
             self._lock = None
 
-    async def _run(
-        self,
-        thread: ThreadPoolExecutor,
-        way: Callable[[Callable[[sqlite3.Connection], T]], T],
-        work: Callable[[sqlite3.Connection], T],
-    ) -> T:
+    async def _run(self, thread: ThreadPoolExecutor, work: Callable[[], T]) -> T:
         try:
-            begun = asyncio.get_running_loop().run_in_executor(thread, way, work)
+            begun = asyncio.get_running_loop().run_in_executor(thread, work)
         except RuntimeError as error:  # it was shut down
             raise QueueUnavailable("The jobs' database is closed.") from error
         try:
@@ -135,9 +135,6 @@ class Database:
                 self._writer.execute("ROLLBACK")
             raise
         return result
-
-    def _look(self, work: Callable[[sqlite3.Connection], T]) -> T:
-        return work(self._reader)
 
 
 def _locked(path: Path) -> int:

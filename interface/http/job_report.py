@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
 from datetime import UTC, datetime
 from http import HTTPStatus
 from typing import TYPE_CHECKING, Annotated
 
 from pydantic import Field
 from pydantic_core import to_json
+from typing_extensions import TypedDict  # pydantic needs this one before Python 3.12
 
 from domain.job import JobStatus  # noqa: TC001  (pydantic needs it)
 from interface.http.answer import Answer
@@ -23,8 +23,7 @@ if TYPE_CHECKING:
 PATH = "/jobs"
 
 
-@dataclass(frozen=True, slots=True)
-class Progress:
+class Progress(TypedDict):
     """In instances: `done` have a prediction, `failed` an error, of `total`."""
 
     done: int
@@ -32,8 +31,7 @@ class Progress:
     total: int
 
 
-@dataclass(frozen=True, slots=True)
-class JobUrls:
+class JobUrls(TypedDict):
     """Where more of it is; `cancel` is for DELETE."""
 
     self: str
@@ -42,8 +40,7 @@ class JobUrls:
     cancel: str
 
 
-@dataclass(frozen=True, slots=True)
-class AttemptReport:
+class AttemptReport(TypedDict):
     """One call of a webhook: the HTTP status (none: no answer), and why it does not count, if so."""
 
     at: str
@@ -51,8 +48,7 @@ class AttemptReport:
     problem: str | None
 
 
-@dataclass(frozen=True, slots=True)
-class WebhookReport:
+class WebhookReport(TypedDict):
     """What came of telling the job's webhook; `next_attempt_at` is null where none is to come."""
 
     url: str
@@ -64,8 +60,7 @@ class WebhookReport:
 Time = Annotated[str, Field(json_schema_extra={"format": "date-time"})]
 
 
-@dataclass(frozen=True, slots=True)
-class JobReport:
+class JobReport(TypedDict):
     """A job. Times are of RFC 3339, in UTC."""
 
     id: str
@@ -83,19 +78,17 @@ class JobReport:
     attempts: Annotated[int, Field(description="How often it was begun, or the part of it that needed most.")]
     error: Annotated[Problem | None, Field(description="The first that was met, also of a single instance.")]
     urls: JobUrls
-    webhook: WebhookReport | None = None
+    webhook: WebhookReport | None
 
 
-@dataclass(frozen=True, slots=True)
-class JobList:
+class JobList(TypedDict):
     """Jobs, the newest first; `next` is the path of the older ones, null where there are none."""
 
     jobs: list[JobReport]
     next: str | None
 
 
-@dataclass(frozen=True, slots=True)
-class Replayed:
+class Replayed(TypedDict):
     """How many jobs are queued once more."""
 
     replayed: int
@@ -120,41 +113,52 @@ def accepted(job: Job) -> Answer:
 
 def spell_list(found: Sequence[Job], following: str | None) -> bytes:
     """Jobs as JSON; `following` is the path of the older ones."""
-    jobs = JobList([report(job) for job in found], following)
+    jobs: JobList = {"jobs": [report(job) for job in found], "next": following}
     return to_json(jobs, exclude={"jobs": {"__all__": {"error": {"errors"}}}})
 
 
 def report(job: Job, position: int | None = None) -> JobReport:
     """`job` as it is told."""
     here = path(job.id)
-    return JobReport(
-        id=job.id,
-        status=job.status,
-        model_name=job.model.name,
-        model_version=job.answered_by or job.model.version,
-        created_at=_time(job.created_at),
-        started_at=_optional(job.started_at),
-        completed_at=_optional(job.completed_at),
-        expires_at=_time(job.expires_at),
-        progress=Progress(job.done, job.failed, job.total),
-        queue_position=position,
-        attempts=job.most_attempts,
-        error=None if job.error is None else problem(recorded(job.error), here),
-        urls=JobUrls(here, f"{here}/predictions", f"{here}/events", here),
-        webhook=_webhook(job),
-    )
+    return {
+        "id": job.id,
+        "status": job.status,
+        "model_name": job.model.name,
+        "model_version": job.answered_by or job.model.version,
+        "created_at": _time(job.created_at),
+        "started_at": _optional(job.started_at),
+        "completed_at": _optional(job.completed_at),
+        "expires_at": _time(job.expires_at),
+        "progress": {"done": job.done, "failed": job.failed, "total": job.total},
+        "queue_position": position,
+        "attempts": job.most_attempts,
+        "error": None if job.error is None else problem(recorded(job.error), here),
+        "urls": {
+            "self": here,
+            "predictions": f"{here}/predictions",
+            "events": f"{here}/events",
+            "cancel": here,
+        },
+        "webhook": _webhook(job),
+    }
 
 
 def _webhook(job: Job) -> WebhookReport | None:
     told = job.webhook
     if told is None:
         return None
-    attempts = [AttemptReport(_time(each.at), each.status, each.problem) for each in told.attempts]
-    return WebhookReport(told.url, told.delivered, _optional(told.next_at), attempts)
+    return {
+        "url": told.url,
+        "delivered": told.delivered,
+        "next_attempt_at": _optional(told.next_at),
+        "attempts": [
+            {"at": _time(each.at), "status": each.status, "problem": each.problem} for each in told.attempts
+        ],
+    }
 
 
 def _time(seconds: float) -> str:
-    return datetime.fromtimestamp(seconds, UTC).isoformat(timespec="milliseconds").replace("+00:00", "Z")
+    return datetime.fromtimestamp(seconds, UTC).isoformat(timespec="milliseconds")[: -len("+00:00")] + "Z"
 
 
 def _optional(seconds: float | None) -> str | None:

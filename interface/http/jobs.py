@@ -163,7 +163,7 @@ async def replay_all(request: Request) -> Response:
     """Work all failed jobs once more, or those of one model."""
     gateway: Gateway = request.app.state.gateway
     replayed = await while_connected(request, _replay_all(gateway, request.query_params.get("model_name")))
-    return Answer(to_json(job_report.Replayed(replayed or 0))).response()
+    return Answer(to_json(job_report.Replayed(replayed=replayed or 0))).response()
 
 
 @router.post("/jobs/{id}/webhook", **openapi_jobs.WEBHOOK)  # noqa: FAST003

@@ -96,6 +96,27 @@ async def test_what_was_created_is_loaded_in_the_order_asked_for(store: JobStore
     assert await store.outcomes([Chunk("a", 0)]) == [None]
 
 
+async def test_jobs_with_and_without_a_key_or_instances_are_created_together(store: JobStore) -> None:
+    keyed = NewJob(job("keyed"), b'["keyed"]', IdempotencyKey("", "key", "f"))
+    await store.put_instances([(Chunk("put", 0), b'["put"]')])
+
+    answers = await store.create([new("plain"), keyed, NewJob(job("put"))])
+
+    assert answers == [Created("plain"), Created("keyed", "f"), Created("put")]
+    assert await store.load(["plain", "keyed", "put"]) == [job("plain"), job("keyed"), job("put")]
+    chunks = [Chunk("plain", 0), Chunk("keyed", 0), Chunk("put", 0)]
+    assert await store.instances(chunks) == [b'["good"]', b'["keyed"]', b'["put"]']
+
+
+async def test_a_job_that_is_created_twice_is_as_it_was(store: JobStore) -> None:
+    running = begun(await created(store, "a"))
+    assert await store.save([Change(running)]) == [True]
+
+    assert await store.create([new("a"), new("b")]) == [Created("a"), Created("b")]
+
+    assert await store.load(["a", "b"]) == [running, job("b")]
+
+
 async def test_nothing_is_done_for_nothing(store: JobStore) -> None:
     heard: list[Any] = []
     store.listen(heard.append)

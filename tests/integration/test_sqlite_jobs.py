@@ -21,7 +21,7 @@ from domain.job import Chunk, JobStatus
 from domain.ports import Change, Created, IdempotencyKey, NewJob
 from infrastructure import sqlite_database
 from infrastructure.sqlite_database import JobStoreError
-from infrastructure.sqlite_jobs import FURTHEST, SqliteJobs
+from infrastructure.sqlite_jobs import FURTHEST, MIGRATIONS, SqliteJobs
 from tests.integration.processes import ROOT
 from tests.integration.test_job_store import begun, finished, job, new
 
@@ -173,6 +173,17 @@ async def test_a_path_that_leads_through_a_file_is_said_so(path: Path) -> None:
     path.parent.write_text("a file")
 
     assert "cannot be written" in await refusal(path)
+
+
+async def test_what_an_older_version_has_written_is_read_and_gone_on_with(path: Path) -> None:
+    database = await asyncio.to_thread(sqlite_database.Database.open, path, MIGRATIONS[:1])
+    async with aclosing(SqliteJobs(database, time.time)) as older:
+        await older.create([NewJob(job("old"), b'["good"]', IdempotencyKey("", "key", "f"))])
+
+    async with aclosing(await SqliteJobs.open(path)) as newer:
+        assert await newer.create([new("new")]) == [Created("new")]
+        assert await newer.load(["old", "new"]) == [job("old"), job("new")]
+        assert (await newer.backlog(bulk=False)).jobs == 2
 
 
 def _garbage(path: Path) -> None:

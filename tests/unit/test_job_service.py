@@ -10,7 +10,7 @@ import pytest
 
 from application.job_records import JobRecords
 from application.job_runner import JobRunner
-from application.job_service import BUNDLE, CHUNK, MOST_PUBLISHED, JobService, Submission, encode
+from application.job_service import CHUNK, MOST_PUBLISHED, JobService, Submission, encode
 from application.job_watch import LOOK_AGAIN
 from domain import errors
 from domain.job import Chunk, Job, JobStatus
@@ -110,15 +110,6 @@ async def test_bulk_work_waits_in_its_own_lane() -> None:
     await site.jobs.submit(replace(TODO, bulk=True), ["a"])
     assert site.queue.deliver(bulk=False) == []
     assert len(site.queue.deliver(bulk=True)) == 1
-
-
-@virtual_time
-async def test_submissions_that_meet_travel_to_the_queue_together() -> None:
-    site = Site()
-    site.queue.trouble.seconds = 1.0
-    await asyncio.gather(*(site.jobs.submit(TODO, ["a"]) for _ in range(BUNDLE + 8)))
-    assert site.queue.publishes == [BUNDLE, 8]
-    assert site.calls() == ["create"]
 
 
 @virtual_time
