@@ -25,6 +25,8 @@ if TYPE_CHECKING:
 CHUNK = 250  # instances that are queued and worked together, at most
 MOST_PUBLISHED = 256  # chunks of one job that are handed to the queue at once
 
+_ENCODER = json.JSONEncoder(separators=(",", ":"))
+
 
 @dataclass(frozen=True, slots=True)
 class Submission:
@@ -282,7 +284,7 @@ def new_id(now: float) -> str:
 
 def encode(instances: Sequence[Json]) -> bytes:
     """A chunk's instances as they are stored."""
-    return json.dumps(instances, separators=(",", ":")).encode()
+    return _ENCODER.encode(instances).encode()
 
 
 def _not_asked(job: Job) -> bytes:

@@ -43,7 +43,7 @@ class JobUrls(TypedDict):
 class AttemptReport(TypedDict):
     """One call of a webhook: the HTTP status (none: no answer), and why it does not count, if so."""
 
-    at: str
+    at: datetime
     status: int | None
     problem: str | None
 
@@ -53,11 +53,8 @@ class WebhookReport(TypedDict):
 
     url: str
     delivered: bool
-    next_attempt_at: str | None
+    next_attempt_at: datetime | None
     attempts: list[AttemptReport]
-
-
-Time = Annotated[str, Field(json_schema_extra={"format": "date-time"})]
 
 
 class JobReport(TypedDict):
@@ -67,10 +64,10 @@ class JobReport(TypedDict):
     status: JobStatus
     model_name: str
     model_version: Annotated[str | None, Field(description="The version that answered, or was asked for.")]
-    created_at: Time
-    started_at: Time | None
-    completed_at: Time | None
-    expires_at: Annotated[Time, Field(description="When it is given up, if it is not over by then.")]
+    created_at: datetime
+    started_at: datetime | None
+    completed_at: datetime | None
+    expires_at: Annotated[datetime, Field(description="When it is given up, if it is not over by then.")]
     progress: Progress
     queue_position: Annotated[
         int | None, Field(description="Jobs before it; null in lists, at submission, and once it is begun.")
@@ -157,9 +154,9 @@ def _webhook(job: Job) -> WebhookReport | None:
     }
 
 
-def _time(seconds: float) -> str:
-    return datetime.fromtimestamp(seconds, UTC).isoformat(timespec="milliseconds")[: -len("+00:00")] + "Z"
+def _time(seconds: float) -> datetime:
+    return datetime.fromtimestamp(seconds, UTC)
 
 
-def _optional(seconds: float | None) -> str | None:
+def _optional(seconds: float | None) -> datetime | None:
     return None if seconds is None else _time(seconds)
