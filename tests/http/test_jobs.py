@@ -20,7 +20,7 @@ if TYPE_CHECKING:
 
 ASK: dict[str, Any] = {"model_name": "m", "instances": ["x", "y"]}
 WAIT = {"prefer": "wait=5"}
-TIME = r"\d{4}-\d\d-\d\dT\d\d:\d\d:\d\d\.\d{3}Z"
+TIME = r"\d{4}-\d\d-\d\dT\d\d:\d\d:\d\d(\.\d{6})?Z"
 
 
 async def over(client: httpx.AsyncClient, **ask: Any) -> dict[str, Any]:
