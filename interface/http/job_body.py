@@ -92,7 +92,9 @@ def decode_query(query: Mapping[str, str]) -> BulkQuery:
 def check_query(query: Mapping[str, str]) -> None:
     """Refuse a query that says nonsense; a JSON body says all of it itself. Raises InvalidRequest."""
     if query:
-        decode_query({"model_name": "of the body", **query})
+        asked = decode_query({"model_name": "of the body", **query})
+        if asked.webhook_url is not None:
+            check_url(asked.webhook_url, http=True)
 
 
 def submission(asked: JobBody | BulkQuery, limits: JobsSettings, *, bulk: bool) -> Submission:

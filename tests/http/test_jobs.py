@@ -240,6 +240,13 @@ async def test_jobs_are_listed_by_model_and_status(client: httpx.AsyncClient) ->
         assert [each["id"] for each in answer.json()["jobs"]] == found
 
 
+@pytest.mark.parametrize("query", ["timeout=x", "unknown=1", "webhook_url=nonsense", "webhook_url=ftp://h"])
+async def test_a_query_that_makes_no_sense_beside_a_json_body_is_refused(
+    client: httpx.AsyncClient, query: str
+) -> None:
+    assert (await client.post(f"/jobs?{query}", json=ASK)).status_code == 422
+
+
 @pytest.mark.parametrize(
     "query", ["limit=0", "limit=101", "limit=x", "status=gone", "cursor=x", "cursor=", "limit=" + "9" * 30]
 )
