@@ -12,7 +12,7 @@ leads one out of `failed`, by `replayed`. Times are in seconds since the epoch (
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass
 from enum import StrEnum
 from typing import TYPE_CHECKING, NamedTuple
 
@@ -65,8 +65,7 @@ class Failure:
         return cls(kind(type(error)), str(error), code)
 
 
-@dataclass(frozen=True, slots=True)
-class Job:
+class Job(NamedTuple):
     """One job as it is recorded; its instances and their outcomes are kept beside it, by chunk.
 
     `finished` has bit i set when chunk i of `chunks` is; `attempts` counts how often each chunk was begun
@@ -83,14 +82,14 @@ class Job:
     created_at: float
     expires_at: float
     retention: float
-    parameters: Mapping[str, Json] = field(default_factory=dict)
+    parameters: Mapping[str, Json] = {}
     partition: str = ""
     bulk: bool = False
     status: JobStatus = JobStatus.QUEUED
     finished: int = 0
     done: int = 0
     failed: int = 0
-    attempts: Mapping[int, int] = field(default_factory=dict)
+    attempts: Mapping[int, int] = {}
     most_attempts: int = 0  # of any chunk, so far
     replays: int = 0
     replayed_at: float | None = None  # the last time
@@ -222,7 +221,7 @@ class Job:
         if values.get("status") in OVER:
             webhook = self.webhook and self.webhook.scheduled(now)
             values |= {"completed_at": now, "attempts": {}, "webhook": webhook}
-        return replace(self, changed_at=now, revision=self.revision + 1, **values)  # type: ignore[arg-type]
+        return self._replace(changed_at=now, revision=self.revision + 1, **values)  # type: ignore[arg-type]
 
 
 class JobEvent(NamedTuple):

@@ -3,8 +3,7 @@
 from __future__ import annotations
 
 import json
-from dataclasses import MISSING, fields
-from operator import attrgetter
+from dataclasses import fields
 from typing import TYPE_CHECKING, Any, TypeVar
 
 from domain.job import Failure, Job, JobStatus
@@ -16,11 +15,10 @@ if TYPE_CHECKING:
 
 T = TypeVar("T")
 
-_NAMES = tuple(f.name for f in fields(Job))
-_VALUES = attrgetter(*_NAMES)
-_DEFAULTS = tuple(f.default if f.default_factory is MISSING else f.default_factory() for f in fields(Job))
-_KNOWN: dict[type, dict[str, None]] = {
-    each: dict.fromkeys(f.name for f in fields(each)) for each in (Job, Failure, Delivery, Attempt)
+_NEVER = object()
+_DEFAULTS = tuple(Job._field_defaults.get(name, _NEVER) for name in Job._fields)
+_KNOWN: dict[type, dict[str, None]] = {Job: dict.fromkeys(Job._fields)} | {
+    each: dict.fromkeys(f.name for f in fields(each)) for each in (Failure, Delivery, Attempt)
 }
 
 
@@ -29,7 +27,7 @@ def encode(job: Job) -> bytes:
 
     The standard library's: half a surrogate pair, which a model may say, is refused by faster ones.
     """
-    named = zip(_NAMES, _VALUES(job), _DEFAULTS, strict=True)
+    named = zip(Job._fields, job, _DEFAULTS, strict=True)
     record: dict[str, Any] = {name: value for name, value, default in named if value != default}
     if job.finished:
         record["finished"] = f"{job.finished:x}"  # a decimal number may have 4,300 digits, and takes long

@@ -46,7 +46,8 @@ class _Lane:
 
     def put(self, chunks: Sequence[Chunk]) -> None:
         self.waiting.extend(chunks)
-        self._wake.set()
+        if len(self._working) < self._at_once:
+            self._wake.set()
 
     async def run(self, work: Callable[[Sequence[Chunk]], Awaitable[None]]) -> None:
         try:

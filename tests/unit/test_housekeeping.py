@@ -5,7 +5,7 @@ import contextlib
 import itertools
 import json
 from collections import Counter
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
 
 from application import housekeeping, webhook_calls
@@ -99,7 +99,7 @@ async def test_a_job_past_its_time_is_expired() -> None:
 @virtual_time
 async def test_a_job_is_forgotten_after_its_retention() -> None:
     house = House()
-    await house.end(replace(await house.accept("a"), retention=600.0))
+    await house.end((await house.accept("a"))._replace(retention=600.0))
     async with house.kept():
         await asyncio.sleep(599)
         assert "a" in house.store.jobs
@@ -147,7 +147,7 @@ async def test_a_call_that_fails_is_repeated_by_the_plan_unchanged_and_then_give
     monkeypatch.setattr(housekeeping, "SEARCH_EVERY", 1e5)
     house = House()
     house.webhooks.status["hooks.example"] = 500
-    await house.end(replace(await house.accept("a", HOOK), retention=7 * 86_400))
+    await house.end((await house.accept("a", HOOK))._replace(retention=7 * 86_400))
     async with house.kept():
         await asyncio.sleep(6 * 86_400)
     times = [at for *_, at in house.webhooks.called]
@@ -426,8 +426,8 @@ async def test_one_record_that_cannot_be_looked_after_does_not_disturb_the_other
     house = House()
     await house.end_with(HOOK)
     await house.accept("bad")
-    house.store.jobs["bad"] = replace(house.store.jobs["bad"], expires_at=0.0, status="nonsense")  # type: ignore[arg-type]
-    house.store.jobs["bad"] = replace(house.store.jobs["bad"], attempts=None, revision="x")  # type: ignore[arg-type]
+    house.store.jobs["bad"] = house.store.jobs["bad"]._replace(expires_at=0.0, status="nonsense")  # type: ignore[arg-type]
+    house.store.jobs["bad"] = house.store.jobs["bad"]._replace(attempts=None, revision="x")  # type: ignore[arg-type]
     async with house.kept():
         await asyncio.sleep(2)
     assert house.called() == {"hooks.example": 1}
@@ -481,7 +481,7 @@ async def test_while_a_queue_has_anything_or_does_not_say_nothing_is_queued_agai
 @virtual_time
 async def test_a_running_job_is_lost_only_after_half_an_hour_and_only_what_is_open_of_it() -> None:
     house = House()
-    job = replace(await house.accept("a"), total=1_000, expires_at=EPOCH + 1e6)
+    job = (await house.accept("a"))._replace(total=1_000, expires_at=EPOCH + 1e6)
     running = job.begun(0, house.clock())
     assert running is not None
     done = running.chunk_finished(0, house.clock(), failed=0, error=None, version=None)
@@ -498,7 +498,7 @@ async def test_a_running_job_is_lost_only_after_half_an_hour_and_only_what_is_op
 async def test_lost_chunks_are_handed_over_in_portions() -> None:
     house = House()
     job = await house.accept("a", bulk=True)
-    house.store.jobs["a"] = replace(job, total=500 * 1_000)
+    house.store.jobs["a"] = job._replace(total=500 * 1_000)
     await house.keeper().search(queued=0.0, running=0.0)
     assert max(house.queue.publishes) <= 256
     assert len(house.queue.published) == 1_000

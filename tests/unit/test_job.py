@@ -1,7 +1,5 @@
 from __future__ import annotations
 
-from dataclasses import replace
-
 import pytest
 
 from domain.errors import InputRejectedByModel, JobConflict, NoServerAvailable
@@ -10,7 +8,7 @@ from domain.prediction import ModelRef
 from domain.webhook import Attempt, Delivery
 
 NEW = Job("j", ModelRef("m"), 5, 2, created_at=100.0, expires_at=160.0, retention=1000.0, changed_at=100.0)
-ONE = replace(NEW, total=2)
+ONE = NEW._replace(total=2)
 FAULT = Failure("server-fault", "it broke")
 
 
@@ -38,7 +36,7 @@ def ended(status: JobStatus) -> Job:
 def test_a_job_is_cut_into_chunks_and_the_last_is_what_remains() -> None:
     assert NEW.chunks == 3
     assert [NEW.size(i) for i in range(3)] == [2, 2, 1]
-    assert replace(NEW, total=4).size(1) == 2
+    assert NEW._replace(total=4).size(1) == 2
     assert NEW.open_chunks() == (Chunk("j", 0), Chunk("j", 1), Chunk("j", 2))
 
 
@@ -106,7 +104,7 @@ def test_an_end_is_an_end(status: JobStatus) -> None:
 
 @pytest.mark.parametrize("status", sorted(OVER))
 def test_of_a_job_of_two_chunks_an_end_is_an_end_for_both(status: JobStatus) -> None:
-    job = replace(NEW, status=status, finished=0b001)
+    job = NEW._replace(status=status, finished=0b001)
     assert job.chunk_finished(1, 200.0, failed=0, error=None, version="1") is None
     assert job.begun(1, 200.0) is None
     assert job.put_back(1, 200.0) is None
@@ -134,8 +132,7 @@ def test_only_a_failed_job_is_replayed() -> None:
 def test_a_replayed_job_begins_anew_with_as_much_time_as_before() -> None:
     job = ended(JobStatus.FAILED).replayed(500.0)
 
-    assert job == replace(
-        ONE,
+    assert job == ONE._replace(
         status=JobStatus.QUEUED,
         replays=1,
         replayed_at=500.0,
@@ -156,7 +153,7 @@ def test_something_is_due_when_it_expires_and_then_when_it_is_forgotten() -> Non
 
 
 def test_the_end_of_a_job_is_told_at_once_and_it_is_not_forgotten_before_that_is_done() -> None:
-    told = replace(ONE, webhook=Delivery("http://example.org"))
+    told = ONE._replace(webhook=Delivery("http://example.org"))
     assert told.due() == 160.0
 
     over = finish(told, 0)

@@ -2,7 +2,7 @@ from __future__ import annotations
 
 import asyncio
 import json
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
 
 import pytest
@@ -214,7 +214,7 @@ async def test_what_was_worked_for_a_life_of_the_job_that_is_over_does_not_end_i
     site.seconds = 10.0
     slow = asyncio.create_task(site.runner().run([FIRST]))
     await asyncio.sleep(1.0)
-    failed = replace(site.recorded(), status=JobStatus.FAILED, revision=site.recorded().revision + 1)
+    failed = site.recorded()._replace(status=JobStatus.FAILED, revision=site.recorded().revision + 1)
     site.store.jobs["j"] = failed.replayed(clock())
     await slow
     assert site.recorded() == failed.replayed(EPOCH + 1.0)
