@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import time
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
@@ -15,12 +16,14 @@ if TYPE_CHECKING:
     from benchmarks.process import Program
 
 THREADS = 64  # of a worker: as many messages it works at once, on every side
+QUIET = 0.1  # of a core
+LOOK, PATIENCE = 0.2, 10.0  # seconds
 QUEUES = ("dispatcher.interactive", "dispatcher.bulk")
 
 
 @dataclass(frozen=True, slots=True)
 class Services:
-    """What gateway and worker share. Jobs are in a Redis with an append-only file, synced every second."""
+    """What gateway and worker share. Jobs are in a Redis with an append-only file, synced before it answers."""
 
     rabbitmq: Program
     redis: Program
@@ -47,10 +50,21 @@ class Services:
         return gateway.REDIS.format(url=self.cache_url) + jobs + broker
 
     def forget(self, *queues: str) -> None:
-        """Drop all jobs, and what our queues and `queues` hold, so that no round inherits of another."""
+        """Drop all jobs, and what our queues and `queues` hold, so that no round inherits of another.
+
+        Waits until that is done: RabbitMQ goes on in the background.
+        """
         rabbitmq.purge(self.broker_url, (*QUEUES, *queues))
         redis.forget(self.jobs_url)
         redis.forget(self.cache_url)
+        busy, give_up = QUIET + 1.0, time.monotonic() + PATIENCE
+        while busy > QUIET and time.monotonic() < give_up:
+            before = self._cpu_seconds()
+            time.sleep(LOOK)
+            busy = (self._cpu_seconds() - before) / LOOK
+
+    def _cpu_seconds(self) -> float:
+        return sum(each.cpu_seconds() for each in (self.rabbitmq, self.redis, self.cache))
 
 
 class Distributed:
