@@ -23,7 +23,7 @@ QUEUES = ("dispatcher.interactive", "dispatcher.bulk")
 
 @dataclass(frozen=True, slots=True)
 class Services:
-    """What gateway and worker share. Jobs are in a Redis with an append-only file, synced before it answers."""
+    """What gateway and worker share. The Redis for jobs has an append-only file, synced before it answers."""
 
     rabbitmq: Program
     redis: Program

@@ -16,7 +16,7 @@ if TYPE_CHECKING:
 
 
 def start(folder: Path, cores: Sequence[int] = (), *, durable: bool = False) -> tuple[Program, str]:
-    """It, and its address. `durable`: an append-only file, written to disk every second."""
+    """It, and its address. `durable`: an append-only file, on disk before it answers."""
     folder.mkdir(parents=True)
     port = free_port()
     options = {"port": port, "bind": "127.0.0.1", "save": "", "dir": folder}
