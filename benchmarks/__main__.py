@@ -6,41 +6,20 @@ import argparse
 import signal
 import sys
 import tempfile
-from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 from benchmarks import report, results, targets
-from benchmarks.bench import Bench, open_bench
-from benchmarks.groups import (
-    backlog,
-    bulk,
-    goodput,
-    hits,
-    jobs,
-    memory,
-    overhead,
-    policies,
-    real,
-    startup,
-    waiting,
-)
+from benchmarks.bench import open_bench
 from benchmarks.process import BenchmarkError
 from benchmarks.progress import say
+from benchmarks.sections import SECTIONS
 from benchmarks.servers.torchserve import MODELS
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterable, Sequence
+    from collections.abc import Iterable, Sequence
 
     from benchmarks.results import Group
-
-GROUPS: dict[str, Callable[[Bench], Group]] = {
-    **{each.NAME: each.measure for each in (overhead, hits)},
-    **{model: partial(real.measure, model=model) for model in MODELS},
-    **{
-        each.NAME: each.measure for each in (goodput, memory, startup, policies, jobs, backlog, waiting, bulk)
-    },
-}
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
@@ -73,11 +52,11 @@ def _measure(options: argparse.Namespace) -> None:
         )
         for name in wanted:
             say(f"{name}:")
-            GROUPS[name](bench).save()
+            SECTIONS[name].measure(bench).save()
 
 
 def _conclude(options: argparse.Namespace) -> int:
-    measured = _kept(GROUPS)
+    measured = _kept(SECTIONS)
     if options.accept:
         targets.accept(measured)
     report.write(measured)
@@ -97,8 +76,8 @@ def _kept(names: Iterable[str]) -> dict[str, Group]:
 
 def _names(text: str) -> list[str]:
     names = text.replace("real", ",".join(MODELS)).split(",")
-    if unknown := set(names) - set(GROUPS):
-        message = f"no such group: {', '.join(sorted(unknown))}; there are {', '.join(GROUPS)}"
+    if unknown := set(names) - set(SECTIONS):
+        message = f"no such group: {', '.join(sorted(unknown))}; there are {', '.join(SECTIONS)}"
         raise argparse.ArgumentTypeError(message)
     return names
 
@@ -109,8 +88,8 @@ def _parser() -> argparse.ArgumentParser:
     add(
         "--only",
         type=_names,
-        default=list(GROUPS),
-        help=f"some of {','.join(GROUPS)}; real is {' and '.join(MODELS)}",
+        default=list(SECTIONS),
+        help=f"some of {','.join(SECTIONS)}; real is {' and '.join(MODELS)}",
     )
     add("--rounds", type=int, help="rounds that every side is measured in (5; 1 with --quick)")
     add("--quick", action="store_true", help="short rounds and few variants: that it runs, not how fast")
