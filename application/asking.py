@@ -58,14 +58,21 @@ class Asking:
     """Asks `predict` about the instances of one job. `chance`, in [0, 1), spreads attempts (equal jitter).
 
     It goes on for ever where nobody can answer: whoever asks sets a limit, and is told by `answered` of
-    every answer. `version` answered last.
+    every answer, by `failed` of every failure that is only waited out. `version` answered last.
     """
 
     def __init__(
-        self, job: Job, predict: Predictor, *, chance: Callable[[], float], answered: Callable[[], None]
+        self,
+        job: Job,
+        predict: Predictor,
+        *,
+        chance: Callable[[], float],
+        answered: Callable[[], None],
+        failed: Callable[[], None],
     ) -> None:
         self.version: str | None = None
         self._answered = answered
+        self._failed = failed
         self._job = job
         self._predict = predict
         self._chance = chance
@@ -114,7 +121,12 @@ class Asking:
         """Ask until there is an answer, or an error that does not pass."""
         job = self._job
         request = PredictionRequest(
-            job.model, tuple(instances), job.parameters, partition=job.partition, bulk=job.bulk
+            job.model,
+            tuple(instances),
+            job.parameters,
+            partition=job.partition,
+            cache=job.cache,
+            bulk=job.bulk,
         )
         loop = asyncio.get_running_loop()
         failures, late, gone_since = 0, 0, None
@@ -125,7 +137,9 @@ class Asking:
                 gone_since = None
                 late = late + 1 if isinstance(error, DeadlineExceeded) else 0
                 if late == LATE and len(instances) > 1:
-                    raise  # one of them may hang
+                    raise  # one of them may hang, or they are too many
+                if not late or len(instances) == 1:
+                    self._failed()  # else there is more to be tried than to wait
             except GONE:
                 gone_since = loop.time() if gone_since is None else gone_since
                 if loop.time() - gone_since > UNKNOWN:

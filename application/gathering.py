@@ -43,7 +43,7 @@ class Gathering(Generic[T, R]):
     def __call__(self, item: T) -> asyncio.Future[R]:
         """The result of `work` for `item`, to be awaited."""
         if len(self._waiting) >= self._allowed:
-            raise Overloaded("Too many jobs are on their way to the queue.")
+            raise Overloaded("Too many jobs are on their way to be recorded, read or queued.")
         loop = asyncio.get_running_loop()
         result: asyncio.Future[R] = loop.create_future()
         self._waiting.append((item, result))

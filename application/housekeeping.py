@@ -26,7 +26,6 @@ MOST = 200  # jobs at one look
 SEARCH_EVERY = 30.0  # seconds between two searches for lost jobs
 QUEUED_LOST = 30.0  # seconds that a job waits although the queue is empty
 RUNNING_LOST = 1_800.0  # seconds without a change; RabbitMQ delivers again what takes longer
-MOST_PUBLISHED = 256  # chunks that are handed to the queue at once
 
 
 class Housekeeping:
@@ -64,13 +63,13 @@ class Housekeeping:
 
     async def tidy(self) -> None:
         """Do what is due, and begin to call webhooks that are. Raises QueueUnavailable, Overloaded."""
-        while ids := await self._store.due(self._clock(), MOST):
+        while ids := await self._store.due(now := self._clock(), MOST):
             found = zip(ids, await self._store.load(ids), strict=True)
-            jobs = {job_id: job for job_id, job in found if job is not None and not self._is_past(job)}
+            jobs = {job_id: job for job_id, job in found if job is not None and not job.outlived(now)}
             forgotten = [job_id for job_id in ids if job_id not in jobs]
             if forgotten:
                 await self._store.delete(forgotten)
-            changed = await self._look_after(list(jobs.values()))
+            changed = await self._look_after(list(jobs.values()), now)
             if len(ids) < MOST or not (forgotten or changed):
                 return
 
@@ -85,31 +84,31 @@ class Housekeeping:
             await self._search(JobStatus.RUNNING, running, bulk=bulk)
 
     async def _search(self, status: JobStatus, age: float, *, bulk: bool) -> None:
-        before, unchanged_since = None, self._clock() - age
-        while True:
+        """Pages begin with the newest job, and the oldest has waited longest: they are read backwards."""
+        unchanged_since = self._clock() - age
+        for before in reversed(await self._pages(status)):
             page = await self._store.page(MOST, before=before, status=status)
             lost = [
                 chunk
-                for job in page.jobs
+                for job in reversed(page.jobs)
                 if job.bulk is bulk and job.changed_at <= unchanged_since
                 for chunk in job.open_chunks()
             ]
             if lost:
                 LOGGER.warning("chunks of jobs that nobody worked are queued again: %d", len(lost))
-            for start in range(0, len(lost), MOST_PUBLISHED):
-                await self._queue.publish(lost[start : start + MOST_PUBLISHED], bulk=bulk)
-            before = page.next
-            if before is None:
-                return
+                await self._queue.publish(lost, bulk=bulk)
 
-    def _is_past(self, job: Job) -> bool:
-        """Whether it is due to be forgotten."""
-        told = job.webhook is None or job.webhook.next_at is None
-        return job.over and told and job.due() <= self._clock()
+    async def _pages(self, status: JobStatus) -> list[int | None]:
+        """Where each page of jobs of this status begins."""
+        pages: list[int | None] = [None]
+        while (following := (await self._store.page(MOST, before=pages[-1], status=status)).next) is not None:
+            pages.append(following)
+        return pages
 
-    async def _look_after(self, jobs: Sequence[Job]) -> bool:
+    async def _look_after(self, jobs: Sequence[Job], now: float) -> bool:
         """Whether anything was to be done. What goes wrong with one job does not disturb the others."""
-        results = await asyncio.gather(*map(self._do_what_is_due, jobs), return_exceptions=True)
+        doing = (self._do_what_is_due(job, now) for job in jobs)
+        results = await asyncio.gather(*doing, return_exceptions=True)
         for job, result in zip(jobs, results, strict=True):
             if isinstance(result, Unavailable):
                 raise result
@@ -117,8 +116,8 @@ class Housekeeping:
                 LOGGER.error("job %s could not be looked after", job.id, exc_info=result)
         return any(result is True for result in results)
 
-    async def _do_what_is_due(self, job: Job) -> bool:
-        if job.due() > self._clock():
+    async def _do_what_is_due(self, job: Job, now: float) -> bool:
+        if job.due() > now:
             return False
         if job.over:
             return await self._calls.begin(job)

@@ -21,7 +21,7 @@ if TYPE_CHECKING:
 
 MOST_ATTEMPTS = 10  # begun so often and never finished: whoever works it dies of it
 ALONE = 3  # attempts after which it is not worked together with others, which may die of it, too
-PATIENCE = 60.0  # seconds without any answer
+PATIENCE = 60.0  # seconds in which nothing but failures has come
 LONGEST = 1_200.0  # seconds in all; well below the 30 minutes after which RabbitMQ takes a delivery back
 
 
@@ -29,8 +29,8 @@ class JobRunner:
     """Works chunks of jobs: asks for each instance, and records what came of it.
 
     A chunk may be delivered twice, and be worked by two at once: what is recorded first stays.
-    What passes is waited for until the job's time is over; after PATIENCE without an answer, or LONGEST in
-    all, the chunk is queued anew, so that others get their turn.
+    What passes is waited for until the job's time is over; after PATIENCE with nothing but failures, or
+    LONGEST in all, the chunk is queued anew, so that others get their turn. An answer may take longer.
     `clock` tells Unix time; `chance` is as in Asking.
     """
 
@@ -76,18 +76,20 @@ class JobRunner:
         if job is None:
             return
         if job.attempts[chunk.number] > ALONE and not alone:
-            await self._queue.publish([chunk], bulk=job.bulk)
+            await self._queue.publish([chunk], bulk=True)  # where nothing travels together
             return
         loop = asyncio.get_running_loop()
         end = loop.time() + min(LONGEST, max(0.0, job.expires_at - self._clock()))
         try:
-            async with asyncio.timeout_at(min(end, loop.time() + PATIENCE)) as limit:
-
-                def answered() -> None:
-                    if not limit.expired():
-                        limit.reschedule(min(end, loop.time() + PATIENCE))
-
-                asking = Asking(job, self._predict, chance=self._chance, answered=answered)
+            async with asyncio.timeout_at(end) as limit:
+                patience = _Patience(limit)
+                asking = Asking(
+                    job,
+                    self._predict,
+                    chance=self._chance,
+                    answered=patience.answered,
+                    failed=patience.failed,
+                )
                 outcomes = await self._outcomes(job, chunk, instances, asking)
         except TimeoutError:
             await self._give_up(job, chunk)
@@ -118,10 +120,35 @@ class JobRunner:
         await self._records.change(job, finished)
 
     async def _give_up(self, job: Job, chunk: Chunk) -> None:
+        def put_back(now_job: Job) -> Change | None:
+            if now_job.replays != job.replays:
+                return None  # the attempts are those of its next life, and so are the messages
+            return _change(now_job.put_back(chunk.number, self._clock()))
+
         if self._clock() >= job.expires_at:
             await self._records.change(job, lambda job: _change(job.expired(self._clock())))
-        elif await self._records.change(job, lambda job: _change(job.put_back(chunk.number, self._clock()))):
+        elif await self._records.change(job, put_back):
             await self._queue.publish([chunk], bulk=job.bulk)
+
+
+class _Patience:
+    """Ends `limit` when for PATIENCE seconds nothing but failures has come.
+
+    No call is cut short by it: that an answer takes longer than this is no failure.
+    """
+
+    def __init__(self, limit: asyncio.Timeout) -> None:
+        self._limit = limit
+        self._loop = asyncio.get_running_loop()
+        self._since = self._loop.time()
+
+    def answered(self) -> None:
+        self._since = self._loop.time()
+
+    def failed(self) -> None:
+        now = self._loop.time()
+        if now - self._since >= PATIENCE and not self._limit.expired():
+            self._limit.reschedule(now)
 
 
 def _change(job: Job | None, chunk: int = 0, outcomes: bytes | None = None) -> Change | None:

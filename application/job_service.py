@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import contextlib
 import json
 import secrets
@@ -12,6 +13,7 @@ from application.job_watch import JobWatch
 from domain.errors import InvalidRequest, JobConflict, JobNotFound, QueueUnavailable
 from domain.job import Chunk, Job, JobStatus, events_after
 from domain.ports import Change, NewJob
+from domain.prediction import CACHE
 from domain.webhook import Delivery
 
 if TYPE_CHECKING:
@@ -20,17 +22,16 @@ if TYPE_CHECKING:
     from application.job_records import JobRecords
     from domain.job import JobEvent
     from domain.ports import Created, IdempotencyKey, JobQueue, Page
-    from domain.prediction import Json, ModelRef
+    from domain.prediction import CacheControl, Json, ModelRef
 
 CHUNK = 250  # instances that are queued and worked together, at most
-MOST_PUBLISHED = 256  # chunks of one job that are handed to the queue at once
 
 _ENCODER = json.JSONEncoder(separators=(",", ":"))
 
 
 @dataclass(frozen=True, slots=True)
 class Submission:
-    """What a caller wants done; `timeout` and `retention` as in Job, in seconds.
+    """What a caller wants done; `timeout`, `retention` (in seconds) and `cache` as in Job.
 
     `idempotency` is the caller's `Idempotency-Key` with the fingerprint of what it sends.
     """
@@ -43,6 +44,7 @@ class Submission:
     bulk: bool = False
     webhook: str | None = None
     idempotency: IdempotencyKey | None = None
+    cache: CacheControl = CACHE
 
 
 class JobService:
@@ -105,7 +107,10 @@ class JobService:
     async def submit_and_wait(
         self, submission: Submission, instances: Sequence[Json], until: float
     ) -> tuple[Job, bytes | None]:
-        """`submit`, and then `wait` and the outcomes, where it is over by then."""
+        """`submit`, and then `wait` and the outcomes, where it is over by then.
+
+        What must not be stored is forgotten once it is told.
+        """
         await self._check(submission.model)
         new = self._new(submission, len(instances))
         with self._watch.watch(new.id) as watcher:
@@ -114,7 +119,10 @@ class JobService:
                 job = await self._records.get(job.id)
         if job.id != new.id:  # it was accepted before
             job = await self.wait(job.id, until)
-        return job, await self._records.outcomes(Chunk(job.id, 0)) if job.over else None
+        outcomes = await self._records.outcomes(Chunk(job.id, 0)) if job.over else None
+        if job.over and not submission.cache.store:
+            await self._forget(job.id)
+        return job, outcomes
 
     def _new(self, submission: Submission, total: int, job_id: str | None = None) -> Job:
         now = self._clock()
@@ -129,42 +137,46 @@ class JobService:
             submission.parameters,
             submission.partition,
             submission.bulk,
+            submission.cache,
             changed_at=now,
             webhook=None if submission.webhook is None else Delivery(submission.webhook),
         )
 
     async def _accept(self, job: Job, submission: Submission, instances: bytes | None) -> Job:
         try:
-            created = await self._records.create(NewJob(job, instances, submission.idempotency))
-        except QueueUnavailable:
-            if submission.idempotency is None:
-                await self._forget(job.id)  # it may be recorded all the same
-            raise
-        if created.id != job.id:
-            return await self._accepted_before(job, created, submission.idempotency)
-        try:
-            await self._enqueue(job)
+            created = await self._create(NewJob(job, instances, submission.idempotency))
+            if created.id == job.id:
+                await self._queue.publish(job.open_chunks(), bulk=job.bulk)
+                return job
         except BaseException:
             # It was not accepted: should its message be out all the same, whoever gets that finds no job.
             # By its key another caller may have been told that it is; then it stays, and is found and worked.
             if submission.idempotency is None:
                 await self._forget(job.id)
             raise
-        return job
+        return await self._accepted_before(job, created, submission.idempotency)
+
+    async def _create(self, new: NewJob) -> Created:
+        creating = self._records.create(new)
+        try:
+            return await asyncio.shield(creating)
+        except asyncio.CancelledError:
+            await asyncio.wait([creating])  # what is forgotten before it is recorded stays
+            raise
 
     async def _accepted_before(self, new: Job, created: Created, key: IdempotencyKey | None) -> Job:
         await self._forget(new.id)
         if key is None or created.fingerprint != key.fingerprint:
             raise InvalidRequest("This Idempotency-Key was used for another request; choose a new one.")
         job = await self._records.get(created.id)
-        if job.status is JobStatus.QUEUED:
-            await self._enqueue(job)  # whoever recorded it may have died before this
+        # Whoever recorded it may have died before this, or in the midst of it.
+        await self._publish_untouched(job)
         return job
 
-    async def _enqueue(self, job: Job) -> None:
-        chunks = job.open_chunks()
-        for start in range(0, len(chunks), MOST_PUBLISHED):
-            await self._queue.publish(chunks[start : start + MOST_PUBLISHED], bulk=job.bulk)
+    async def _publish_untouched(self, job: Job) -> None:
+        chunks = job.untouched_chunks()
+        if chunks:
+            await self._queue.publish(chunks, bulk=job.bulk)
 
     async def _forget(self, job_id: str) -> None:
         with contextlib.suppress(QueueUnavailable):
@@ -249,10 +261,16 @@ class JobService:
         return await self._changed(job, lambda job: Change(job.canceled(self._clock())))
 
     async def replay(self, job_id: str) -> Job:
-        """Work a failed job once more, in as much time as it had. Raises JobNotFound, JobConflict."""
-        job = await self._records.get(job_id)
-        job = await self._changed(job, lambda job: Change(job.replayed(self._clock())))
-        await self._enqueue(job)
+        """Work a failed job once more, in as much time as it had. Raises JobNotFound, JobConflict.
+
+        May be repeated until it is over, as it should be after QueueUnavailable.
+        """
+
+        def replayed(job: Job) -> Change | None:
+            return None if job.replays and not job.over else Change(job.replayed(self._clock()))
+
+        job = await self._changed(await self._records.get(job_id), replayed)
+        await self._publish_untouched(job)
         return job
 
     async def notify_again(self, job_id: str) -> Job:
@@ -267,7 +285,7 @@ class JobService:
 
         return await self._changed(job, again)
 
-    async def _changed(self, job: Job, change: Callable[[Job], Change]) -> Job:
+    async def _changed(self, job: Job, change: Callable[[Job], Change | None]) -> Job:
         return await self._records.change(job, change) or await self._records.get(job.id)
 
 

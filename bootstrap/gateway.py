@@ -13,7 +13,7 @@ import httpx
 
 from application.catalogue import Catalogue
 from application.fleet import Fleet, Server
-from application.health import HealthService
+from application.health import Components, HealthService
 from application.prediction_service import PredictionService
 from bootstrap.jobs import looked_after, open_shelf
 from bootstrap.pipeline import Surroundings, pipeline, policy_names
@@ -36,12 +36,15 @@ if TYPE_CHECKING:
     from application.job_service import JobService
     from bootstrap.jobs import Shelf
     from bootstrap.settings import HttpSettings, JobsSettings, ServerSettings, Settings
-    from domain.ports import Leases, PredictionCache, ServerProbe
+    from domain.ports import Component, Leases, PredictionCache, ServerProbe
 
 
 @dataclass(frozen=True, slots=True)
 class Models:
-    """What answers requests. `server_urls` are the configured addresses, by server name."""
+    """What answers requests. `server_urls` are the configured addresses, by server name.
+
+    `redis` is the one that remembers answers; None where this process does.
+    """
 
     predictions: PredictionService
     catalogue: Catalogue
@@ -49,6 +52,7 @@ class Models:
     fleet: Fleet
     limits: HttpSettings
     server_urls: Mapping[str, str]
+    redis: Component | None
 
 
 @dataclass(frozen=True, slots=True)
@@ -57,6 +61,7 @@ class Gateway(Models):
 
     jobs: JobService
     job_limits: JobsSettings
+    components: Components
     metrics: Callable[[], Awaitable[bytes]]
 
 
@@ -68,7 +73,9 @@ async def build(settings: Settings) -> AsyncIterator[Gateway]:
         open_shelf(settings.jobs) as shelf,
         looked_after(shelf, models.predictions, settings.jobs),
     ):
-        yield with_jobs(models, shelf, settings)
+        gateway = with_jobs(models, shelf, settings)
+        async with aclosing(gateway.components):
+            yield gateway
 
 
 @asynccontextmanager
@@ -95,17 +102,28 @@ async def _running(settings: Settings) -> AsyncIterator[Models]:
 
 
 def with_jobs(models: Models, shelf: Shelf, settings: Settings) -> Gateway:
-    """The gateway whose jobs are on `shelf`."""
+    """The gateway whose jobs are on `shelf`; whoever makes it closes its `components`."""
+    components = Components(_components(models, shelf))
     return Gateway(
         **{each.name: getattr(models, each.name) for each in fields(models)},
         jobs=shelf.service(models.predictions),
         job_limits=settings.jobs,
-        metrics=JobMetrics(shelf.records.store, time.time),
+        components=components,
+        metrics=JobMetrics(shelf.records.store, partial(components.condition, "queue"), time.time),
     )
 
 
+def _components(models: Models, shelf: Shelf) -> dict[str, Component]:
+    """By the names that `GET /health` has for them."""
+    return dict(shelf.components) if models.redis is None else {"cache": models.redis, **shelf.components}
+
+
 def assemble(
-    settings: Settings, servers: Sequence[Server], cache: PredictionCache, leases: Leases | None = None
+    settings: Settings,
+    servers: Sequence[Server],
+    cache: PredictionCache,
+    leases: Leases | None = None,
+    redis: Component | None = None,
 ) -> Models:
     """What answers requests for the models of `servers`, however these are reached."""
     fleet = Fleet(
@@ -124,21 +142,24 @@ def assemble(
         fleet=fleet,
         limits=settings.http,
         server_urls={name: str(each.url) for name, each in settings.servers.items()},
+        redis=redis,
     )
 
 
 @asynccontextmanager
-async def _cache(settings: Settings) -> AsyncIterator[tuple[PredictionCache, Leases | None]]:
+async def _cache(
+    settings: Settings,
+) -> AsyncIterator[tuple[PredictionCache, Leases | None, Component | None]]:
     """Where answers are remembered, and who may ask: in this process, or in the Redis that is configured."""
     chosen = settings.redis
     if chosen is None:
-        yield MemoryCache(settings.cache.max_bytes), None
+        yield MemoryCache(settings.cache.max_bytes), None, None
         return
     redis = RedisConnection(chosen.url.get_secret_value(), observe=logs.log_event, timeout=chosen.timeout)
     leases = RedisLeases(redis, ttl=chosen.lease)
     async with aclosing(redis), aclosing(leases):
         await redis.connect()  # or not: then its answers are missed until it is there
-        yield RedisCache(redis, max_value_bytes=chosen.max_value_bytes), leases
+        yield RedisCache(redis, max_value_bytes=chosen.max_value_bytes), leases, redis
 
 
 def _server(

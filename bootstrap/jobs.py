@@ -20,28 +20,33 @@ from infrastructure import logs
 from infrastructure.celery_queue import CeleryQueue
 from infrastructure.local_queue import LocalQueue
 from infrastructure.redis_connection import RedisConnection
+from infrastructure.redis_durability import durability
 from infrastructure.redis_jobs import RedisJobs
 from infrastructure.sqlite_database import JobStoreError
 from infrastructure.sqlite_jobs import SqliteJobs
 from infrastructure.webhook_sender import SignedWebhooks
 
 if TYPE_CHECKING:
-    from collections.abc import AsyncIterator
+    from collections.abc import AsyncIterator, Mapping
 
     from application.prediction_service import PredictionService
     from bootstrap.settings import JobsSettings
     from domain.events import Event
-    from domain.ports import JobQueue
+    from domain.ports import Component, JobQueue
 
 MOST_WAITING = 100_000  # commands for the jobs' Redis; beyond that it is too slow
 
 
 @dataclass(frozen=True, slots=True)
 class Shelf:
-    """Where jobs are kept, and how they travel; a `local` queue is worked by this process."""
+    """Where jobs are kept, and how they travel; a `local` queue is worked by this process.
+
+    `components` are what it is made of, by the names that `GET /health` has for them.
+    """
 
     records: JobRecords
     queue: JobQueue
+    components: Mapping[str, Component]
     local: LocalQueue | None = None
 
     def runner(self, predictions: PredictionService) -> JobRunner:
@@ -63,7 +68,7 @@ async def open_shelf(chosen: JobsSettings) -> AsyncIterator[Shelf]:
             store = await stack.enter_async_context(aclosing(await _open(chosen)))
             records, queue = JobRecords(store), LocalQueue()
             stack.push_async_callback(records.aclose)
-            yield Shelf(records, queue, queue)
+            yield Shelf(records, queue, {"jobs": store, "queue": queue}, queue)
             return
         redis = await stack.enter_async_context(
             aclosing(
@@ -72,6 +77,7 @@ async def open_shelf(chosen: JobsSettings) -> AsyncIterator[Shelf]:
                     observe=_tell,
                     timeout=chosen.redis_timeout,
                     most_waiting=MOST_WAITING,
+                    greeting=durability(_tell),
                 )
             )
         )
@@ -80,7 +86,7 @@ async def open_shelf(chosen: JobsSettings) -> AsyncIterator[Shelf]:
         distributed = await stack.enter_async_context(aclosing(broker))
         records = JobRecords(jobs)
         stack.push_async_callback(records.aclose)
-        yield Shelf(records, Bundling(distributed))
+        yield Shelf(records, Bundling(distributed), {"jobs": jobs, "queue": distributed})
 
 
 async def _open(chosen: JobsSettings) -> SqliteJobs:
@@ -112,9 +118,10 @@ async def looked_after(
     )
     housekeeping = Housekeeping(shelf.records, shelf.queue, webhooks, clock=time.time, chance=random.random)
     async with aclosing(webhooks):
-        tasks = [asyncio.create_task(housekeeping.run())]
         if shelf.local is not None:
             await housekeeping.search(queued=0.0, running=0.0)  # what this gateway left undone
+        tasks = [asyncio.create_task(housekeeping.run())]
+        if shelf.local is not None:
             tasks.append(asyncio.create_task(shelf.local.run(shelf.runner(predictions).run)))
         try:
             yield

@@ -10,6 +10,7 @@ import os
 from ipaddress import IPv4Network, IPv6Network  # noqa: TC003  (pydantic needs them)
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, Literal, Self
+from urllib.parse import urlsplit
 
 from pydantic import (
     AfterValidator,
@@ -23,6 +24,7 @@ from pydantic import (
     model_validator,
 )
 from pydantic_settings import BaseSettings, SettingsConfigDict, TomlConfigSettingsSource
+from pydantic_settings import SettingsError as NotJson
 
 if TYPE_CHECKING:
     from pydantic_settings import PydanticBaseSettingsSource
@@ -49,13 +51,23 @@ def _of_redis(url: SecretStr) -> SecretStr:
     if not url.get_secret_value().startswith(("redis://", "rediss://", "unix://")):
         message = "should start with redis://, rediss:// or unix://"
         raise ValueError(message)
-    return url
+    return _readable(url)
 
 
 def _of_broker(url: SecretStr) -> SecretStr:
     if not url.get_secret_value().startswith(("amqp://", "amqps://")):
         message = "should start with amqp:// or amqps://"
         raise ValueError(message)
+    return _readable(url)
+
+
+def _readable(url: SecretStr) -> SecretStr:
+    """Refused here, because whoever stumbles over it later tells a part of the password."""
+    try:
+        _ = urlsplit(url.get_secret_value()).port
+    except ValueError:
+        message = "is no URL: user and password should have %23 for #, %2F for /, %3F for ?, and so on"
+        raise ValueError(message) from None
     return url
 
 
@@ -321,7 +333,10 @@ def load() -> Settings:
     except ValidationError as error:
         problems = [f"  {_key(e['loc'])}: {e['msg']}" for e in error.errors(include_url=False)]
         raise SettingsError("\n".join([f"{_config_path()} or the environment:", *problems])) from None
-    except (ValueError, OSError) as error:  # TOML syntax, unreadable JSON in a variable, no permission
+    except NotJson as error:  # it does not say which variable
+        message = f'The environment: {error}; lists and tables are JSON there, like ["a", "b"].'
+        raise SettingsError(message) from None
+    except (ValueError, OSError) as error:  # TOML syntax, no permission
         message = f"{_config_path()} or the environment: {error}"
         raise SettingsError(message) from None
 

@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING, Protocol
 import uvloop
 from celery.worker import state  # type: ignore[import-untyped]
 
-from bootstrap.heartbeat import BEAT, HEARTBEAT
+from bootstrap.heartbeat import BEAT, beat
 from domain.errors import QueueUnavailable, Unavailable
 from infrastructure.celery_app import celery_app
 from infrastructure.celery_worker import CANCEL_TIMEOUT, run_worker
@@ -28,7 +28,8 @@ if TYPE_CHECKING:
 
 LOGGER = logging.getLogger("dispatcher.jobs")
 
-PATIENCE = 900.0  # seconds that a message is kept while its job cannot be recorded; RabbitMQ waits 1,800
+PATIENCE = 500.0  # seconds that a message is kept while its job cannot be recorded; with the 1,200 of
+# job_runner.LONGEST less than the 1,800 after which RabbitMQ takes it back
 FIRST_PAUSE, LONGEST_PAUSE = 0.2, 5.0  # seconds between two attempts meanwhile
 FAULT_PAUSE = 1.0  # seconds before a message goes back whose work failed for a reason of ours
 LAST = 15  # seconds, after all that may take time at the end, until a worker that hangs is ended
@@ -101,6 +102,7 @@ class JobLoop:
         self._runner: Runner | None = None
         self._end: asyncio.Event | None = None
         self._working: set[asyncio.Task[None]] = set()
+        self._told = False  # that no sign of life can be given
 
     def start(self) -> bool:
         """Whether the runner is built."""
@@ -145,9 +147,17 @@ class JobLoop:
         async with self._build_runner() as self._runner:
             self._ready.set()
             while not self._end.is_set():
-                HEARTBEAT.touch()
+                self._beat()
                 with contextlib.suppress(TimeoutError):
                     await asyncio.wait_for(self._end.wait(), BEAT)
+
+    def _beat(self) -> None:
+        try:
+            beat()
+        except OSError as error:  # no reason not to work
+            if not self._told:
+                LOGGER.warning("no sign of life can be given to a health check: %s", error)
+            self._told = True
 
     async def _work(self, chunks: Sequence[Chunk]) -> None:
         task = asyncio.current_task()

@@ -5,6 +5,7 @@ DispatchError
 │   ├── InvalidRequest           not what the contract says
 │   │   └── MalformedRequest       not even JSON
 │   ├── PayloadTooLarge
+│   ├── EncodingNotSupported     the body is compressed
 │   ├── ModelNotFound
 │   ├── VersionNotFound
 │   ├── JobNotFound
@@ -75,6 +76,10 @@ class MalformedRequest(InvalidRequest):
 
 class PayloadTooLarge(RequestRejected):
     """The request body is too large."""
+
+
+class EncodingNotSupported(RequestRejected):
+    """The request body is compressed, or encoded otherwise; only bodies as they are can be read."""
 
 
 class ModelNotFound(RequestRejected):

@@ -68,6 +68,13 @@ class JobsFound:
 
 
 @dataclass(frozen=True, slots=True)
+class JobsAtRisk:
+    """The store of the jobs is not set up to keep them whatever happens to it; they are accepted anyway."""
+
+    reason: str
+
+
+@dataclass(frozen=True, slots=True)
 class BatchSent:
     """`instances` of `requests` left for `model` together; the first had `waited` for that, in seconds."""
 
@@ -98,6 +105,7 @@ Event = (
     | CacheFound
     | JobsLost
     | JobsFound
+    | JobsAtRisk
     | BatchSent
     | Shed
 )

@@ -18,12 +18,13 @@ from typing import TYPE_CHECKING, NamedTuple
 
 from domain.error_response import kind
 from domain.errors import InputRejectedByModel, JobConflict
+from domain.prediction import CACHE
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
 
     from domain.errors import DispatchError
-    from domain.prediction import Json, ModelRef
+    from domain.prediction import CacheControl, Json, ModelRef
     from domain.webhook import Delivery
 
 
@@ -72,7 +73,8 @@ class Job(NamedTuple):
     that is not. `done` and `failed` count instances of finished chunks, of `total`; all chunks but the last
     have `chunk_size`. `revision` counts the changes of this record, so that of two that change the same one
     only one does (compare and set). `expires_at` is when it is given up; it is forgotten `retention` seconds
-    after it is over.
+    after it is over, or when its webhook was called once, should that be later. `cache` is what its caller
+    allows the cache.
     """
 
     id: str
@@ -85,6 +87,7 @@ class Job(NamedTuple):
     parameters: Mapping[str, Json] = {}
     partition: str = ""
     bulk: bool = False
+    cache: CacheControl = CACHE
     status: JobStatus = JobStatus.QUEUED
     finished: int = 0
     done: int = 0
@@ -122,6 +125,10 @@ class Job(NamedTuple):
         if self.over:
             return ()
         return tuple(Chunk(self.id, i) for i in range(self.chunks) if not self.has_finished(i))
+
+    def untouched_chunks(self) -> tuple[Chunk, ...]:
+        """Those of them that nobody works: maybe the queue has never had them."""
+        return tuple(chunk for chunk in self.open_chunks() if not self.attempts.get(chunk.number))
 
     def begun(self, chunk: int, now: float) -> Job | None:
         """After one more attempt at `chunk` has begun; None where there is nothing left to do."""
@@ -215,7 +222,13 @@ class Job(NamedTuple):
         forget = self.completed_at + self.retention
         if self.webhook is None or self.webhook.next_at is None:
             return forget
-        return self.webhook.next_at
+        return min(self.webhook.next_at, forget) if self.webhook.planned else self.webhook.next_at
+
+    def outlived(self, now: float) -> bool:
+        """Whether it is to be forgotten: its results are kept no longer for a webhook that fails."""
+        if self.completed_at is None or now < self.completed_at + self.retention:
+            return False
+        return self.webhook is None or self.webhook.next_at is None or self.webhook.planned > 0
 
     def _changed(self, now: float, **values: object) -> Job:
         if values.get("status") in OVER:

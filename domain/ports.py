@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from types import MappingProxyType
 from typing import TYPE_CHECKING, NamedTuple, Protocol, TypeAlias
 
 from domain.events import Event
@@ -211,6 +212,24 @@ class JobQueue(Protocol):
 
     async def is_empty(self, *, bulk: bool) -> bool | None:
         """Whether nothing waits to be delivered; None where that cannot be known."""
+        ...
+
+
+class Condition(NamedTuple):
+    """How a component is: `problem` says why it cannot be used, in words for callers; None where it can.
+
+    `counts` is how much waits in it, by kind; empty where it does not say.
+    """
+
+    problem: str | None = None
+    counts: Mapping[str, int] = MappingProxyType({})
+
+
+class Component(Protocol):
+    """Something beside the model servers that the gateway leans on."""
+
+    async def condition(self) -> Condition:
+        """How it is now. Never raises; it may take as long as anything else that it is asked."""
         ...
 
 

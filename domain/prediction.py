@@ -39,8 +39,7 @@ class ServerAddress(NamedTuple):
 ANY_SERVER = ServerAddress()
 
 
-@dataclass(frozen=True, slots=True)
-class CacheControl:
+class CacheControl(NamedTuple):
     """What a caller allows the cache: to answer (`read`), to remember the answer (`store`)."""
 
     read: bool = True

@@ -13,7 +13,8 @@ from aio_pika.exceptions import AMQPError, DeliveryError, ProbableAuthentication
 from pamqp.commands import Basic
 
 from domain.errors import QueueUnavailable
-from infrastructure.celery_messages import BULK, INTERACTIVE, QUEUES, body, headers
+from domain.ports import Condition
+from infrastructure.celery_messages import BULK, DEAD, INTERACTIVE, QUEUES, body, headers
 
 if TYPE_CHECKING:
     from collections.abc import AsyncIterator, Sequence
@@ -31,6 +32,8 @@ FIRST_BACKOFF, LONGEST_BACKOFF = 0.1, 1.0  # seconds
 HICCUPS = 1  # failures that are not worth a word
 HEARTBEAT = 5  # seconds; a connection is dead after 18 without a word
 PROBE = "dispatcher.nobody"  # a queue that does not exist: what is sent there is confirmed and dropped
+
+KINDS = {"interactive": INTERACTIVE, "bulk": BULK, "dead": DEAD}
 
 REASONS = (
     (ProbableAuthenticationError, "RabbitMQ refuses the user name or password."),
@@ -59,6 +62,7 @@ class CeleryQueue:
         self._task: asyncio.Task[None] | None = None
         self._closed = False
         self._failures = 0  # since it could last be used
+        self._problem = LOST  # why it cannot be used, where it cannot
 
     async def connect(self) -> bool:
         """Whether it can be used, once that has been tried."""
@@ -86,10 +90,9 @@ class CeleryQueue:
                 self._give_up(channel)
             raise QueueUnavailable(_reason(error)) from None
         except asyncio.CancelledError as error:
-            task = asyncio.current_task()
-            if task is not None and task.cancelling():
+            if _cancelled():
                 raise
-            raise QueueUnavailable(_reason(error)) from None  # aiormq cancels who waits on a lost channel
+            raise QueueUnavailable(_reason(error)) from None
         except (TimeoutError, AMQPError, OSError, RuntimeError) as error:
             self._give_up(channel)
             raise QueueUnavailable(_reason(error)) from None
@@ -102,7 +105,33 @@ class CeleryQueue:
                 queue = await channel.declare_queue(BULK if bulk else INTERACTIVE, passive=True)
         except (QueueUnavailable, TimeoutError, AMQPError, OSError, RuntimeError):
             return None
+        except asyncio.CancelledError:
+            if _cancelled():
+                raise
+            return None
         return not queue.declaration_result.message_count
+
+    async def condition(self) -> Condition:
+        """As Component.condition, with the messages that wait and those that are dead.
+
+        Asked by publishing: a RabbitMQ that is out of memory or disk does all else.
+        """
+        channel: AbstractChannel | None = None
+        try:
+            async with asyncio.timeout(self._timeout):
+                channel = await self._usable()
+                underlay = await channel.get_underlay_channel()
+                await underlay.basic_publish(b"", routing_key=PROBE)
+                return Condition(counts={kind: await _waiting(channel, name) for kind, name in KINDS.items()})
+        except QueueUnavailable as error:
+            return Condition(str(error))
+        except asyncio.CancelledError as error:
+            if _cancelled():
+                raise
+            return Condition(_reason(error))
+        except (TimeoutError, AMQPError, OSError, RuntimeError) as error:
+            self._give_up(channel)
+            return Condition(_reason(error))
 
     async def aclose(self) -> None:
         """Disconnect."""
@@ -115,7 +144,7 @@ class CeleryQueue:
         if self._channel is None and not self._tried.is_set():
             await self.connect()
         if self._channel is None:
-            raise QueueUnavailable(LOST)
+            raise QueueUnavailable(self._problem)
         return self._channel
 
     def _give_up(self, channel: AbstractChannel | None) -> None:
@@ -157,8 +186,8 @@ class CeleryQueue:
 
     async def _serve(self, channel: AbstractChannel) -> None:
         """Let `channel` be used until it is lost."""
-        underlay = await channel.get_underlay_channel()
-        probe = asyncio.ensure_future(underlay.basic_publish(b"", routing_key=PROBE))
+        underlay = cast("Channel", await channel.get_underlay_channel())
+        probe = asyncio.ensure_future(_probe(underlay))
         lost = asyncio.ensure_future(self._lost.wait())
         limit = CONNECT_TIMEOUT
         try:
@@ -189,10 +218,23 @@ class CeleryQueue:
         self._tried.set()
 
     def _failed(self, error: Exception) -> None:
+        self._problem = _reason(error)
         self._failures += 1
         if self._failures == HICCUPS + 1:
-            LOGGER.error("queue lost", extra={"fields": {"reason": _reason(error)}})
+            LOGGER.error("queue lost", extra={"fields": {"reason": self._problem}})
         self._tried.set()
+
+
+def _cancelled() -> bool:
+    """Whether the running task is: aiormq cancels whoever waits on a lost channel, too."""
+    task = asyncio.current_task()
+    return task is not None and bool(task.cancelling())
+
+
+async def _probe(channel: Channel) -> None:
+    """Return when RabbitMQ takes messages: without memory or disk it takes the first of a connection."""
+    for _ in range(2):
+        await channel.basic_publish(b"", routing_key=PROBE)
 
 
 async def _send(channel: Channel, chunks: Sequence[Chunk], queue: str) -> None:
@@ -209,6 +251,12 @@ async def _send(channel: Channel, chunks: Sequence[Chunk], queue: str) -> None:
     await channel.basic_publish(
         body(chunks), routing_key=queue, properties=properties, mandatory=True, wait=False
     )  # without `wait` it is not one at a time
+
+
+async def _waiting(channel: AbstractChannel, name: str) -> int:
+    """How many messages of a queue are with nobody."""
+    queue = await channel.declare_queue(name, passive=True)
+    return queue.declaration_result.message_count or 0
 
 
 async def _close(connection: AbstractConnection) -> None:

@@ -7,7 +7,7 @@ from dataclasses import fields
 from typing import TYPE_CHECKING, Any, TypeVar
 
 from domain.job import Failure, Job, JobStatus
-from domain.prediction import ModelRef
+from domain.prediction import CacheControl, ModelRef
 from domain.webhook import Attempt, Delivery
 
 if TYPE_CHECKING:
@@ -72,6 +72,7 @@ def _delivery(values: dict[str, Any]) -> Delivery:
 
 _RESTORE: tuple[tuple[str, Callable[[Any], object]], ...] = (
     ("model", lambda value: ModelRef(*value)),
+    ("cache", lambda value: CacheControl(*value)),
     ("status", JobStatus),
     ("finished", lambda value: int(value, 16)),
     ("attempts", lambda value: {int(chunk): count for chunk, count in value.items()}),

@@ -7,6 +7,9 @@ import logging
 from collections import deque
 from typing import TYPE_CHECKING
 
+from domain.errors import Unavailable
+from domain.ports import Condition
+
 if TYPE_CHECKING:
     from collections.abc import Awaitable, Callable, Sequence
 
@@ -17,7 +20,10 @@ PAUSE = 1.0  # seconds before what failed is tried again
 
 
 class LocalQueue:
-    """A JobQueue that hands chunks to `work` in this process, in order, `at_once` of each kind at a time."""
+    """A JobQueue that hands chunks to `work` in this process, in order, `at_once` of each kind at a time.
+
+    It has no bound: a chunk here is some 150 bytes, and more of a record in the store, which fills first.
+    """
 
     def __init__(self, *, interactive_at_once: int = 512, bulk_at_once: int = 4) -> None:
         self._lanes = {False: _Lane(interactive_at_once), True: _Lane(bulk_at_once)}
@@ -29,6 +35,11 @@ class LocalQueue:
     async def is_empty(self, *, bulk: bool) -> bool | None:
         """Whether none waits."""
         return not self._lanes[bulk].waiting
+
+    async def condition(self) -> Condition:
+        """As Component.condition; nothing can be wrong with it."""
+        interactive, bulk = (len(self._lanes[bulk].waiting) for bulk in (False, True))
+        return Condition(counts={"interactive": interactive, "bulk": bulk})
 
     async def run(self, work: Callable[[Sequence[Chunk]], Awaitable[None]]) -> None:
         """Hand everything to `work` until cancelled; then what is being worked is cancelled, too."""
@@ -70,7 +81,11 @@ class _Lane:
     async def _work(self, work: Callable[[Sequence[Chunk]], Awaitable[None]], chunk: Chunk) -> None:
         try:
             await work([chunk])
+        except Unavailable as error:  # hundreds may meet it, each second
+            LOGGER.debug("a chunk of job %s waits: %s", chunk.job, error)
         except Exception:  # whatever it was, the chunk is not done
             LOGGER.exception("a chunk of job %s could not be worked; it is tried again", chunk.job)
-            await asyncio.sleep(PAUSE)
-            self.put([chunk])
+        else:
+            return
+        await asyncio.sleep(PAUSE)
+        self.put([chunk])

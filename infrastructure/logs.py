@@ -14,6 +14,7 @@ from domain.events import (
     BatchSent,
     CacheFound,
     CacheLost,
+    JobsAtRisk,
     JobsFound,
     JobsLost,
     ModelFailing,
@@ -113,3 +114,5 @@ def _log_store(event: Event) -> None:
             LOGGER.error("jobs lost", extra={"fields": {"reason": reason}})
         case JobsFound():
             LOGGER.info("jobs found")
+        case JobsAtRisk(reason):
+            LOGGER.warning("jobs at risk", extra={"fields": {"reason": reason}})

@@ -1,4 +1,4 @@
-"""What Prometheus is told of jobs: how many wait, and for how long. Workers are scaled by it."""
+"""What Prometheus is told of jobs: how many wait, and for how long, to scale workers by; and what is dead."""
 
 from __future__ import annotations
 
@@ -10,20 +10,26 @@ from prometheus_client.core import GaugeMetricFamily
 from domain.errors import QueueUnavailable
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterable
+    from collections.abc import Awaitable, Callable, Iterable
 
-    from domain.ports import Backlog, JobStore
+    from domain.ports import Backlog, Condition, JobStore
 
 
 class JobMetrics:
-    """The backlog of a store as metrics, read when asked for. `clock` tells Unix time."""
+    """The backlog of a store and the dead letters of a `queue`, read when asked for.
 
-    def __init__(self, store: JobStore, clock: Callable[[], float]) -> None:
+    `queue` says how it is, with its dead letters as `dead` where it has such. `clock` tells Unix time.
+    """
+
+    def __init__(
+        self, store: JobStore, queue: Callable[[], Awaitable[Condition]], clock: Callable[[], float]
+    ) -> None:
         self._store = store
+        self._queue = queue
         self._clock = clock
 
     async def __call__(self) -> bytes:
-        """In Prometheus' text format; while the store cannot be read, only that."""
+        """In Prometheus' text format; while the store cannot be read, only that, of it."""
         backlogs: dict[str, Backlog] = {}
         try:
             for name, bulk in (("interactive", False), ("bulk", True)):
@@ -32,6 +38,9 @@ class JobMetrics:
             backlogs.clear()
         registry = CollectorRegistry(auto_describe=False)
         registry.register(_Collected(self._families(backlogs)))
+        dead = (await self._queue()).counts.get("dead")
+        if dead is not None:
+            registry.register(_Collected([_dead_letters(dead)]))
         return generate_latest(registry)
 
     def _families(self, backlogs: dict[str, Backlog]) -> Iterable[GaugeMetricFamily]:
@@ -48,6 +57,12 @@ class JobMetrics:
             waited = 0.0 if backlog.oldest is None else max(0.0, self._clock() - backlog.oldest)
             oldest.add_metric([name], waited)
         return up, queued, oldest
+
+
+def _dead_letters(messages: int) -> GaugeMetricFamily:
+    told = GaugeMetricFamily("dispatcher_dead_letters", "Messages that were delivered in vain too often.")
+    told.add_metric([], messages)
+    return told
 
 
 class _Collected:

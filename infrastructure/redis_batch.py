@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING, Any, TypeAlias, cast
+from typing import TYPE_CHECKING, Any, NamedTuple, TypeAlias, cast
 
 from hiredis import pack_command
 from redis.exceptions import ResponseError
@@ -18,6 +18,13 @@ Command: TypeAlias = tuple[bytes | str | int, ...]
 Replies: TypeAlias = list[object]
 """What Redis said to each of several commands; a ResponseError to one that it refused."""
 Values: TypeAlias = Sequence[bytes | None]
+
+
+class Greeting(NamedTuple):
+    """What Redis is asked whenever it has been connected to, and who hears what it says."""
+
+    commands: Sequence[Command]
+    heard: Callable[[Replies], None]
 
 
 @dataclass(slots=True)

@@ -11,7 +11,8 @@ from redis.exceptions import AuthenticationError, BusyLoadingError, RedisError, 
 from redis.exceptions import TimeoutError as RedisTimeoutError
 
 from domain.events import CacheFound, CacheLost
-from infrastructure.redis_batch import Batch
+from domain.ports import Condition
+from infrastructure.redis_batch import Batch, Greeting
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -24,14 +25,16 @@ if TYPE_CHECKING:
 CONNECT_TIMEOUT = 1.0  # seconds for TCP, TLS and AUTH together; nobody waits for it
 FIRST_BACKOFF, LONGEST_BACKOFF = 0.1, 1.0  # seconds
 MOST_WAITING = 1024  # keys and commands of a cache, whose callers can do without
+NO_GREETING = Greeting((), lambda _: None)
 PROBE = b"dispatcher:probe"  # reading it is refused to whom reading is refused; PING is not
 
+SLOW = "Redis did not answer in time."
 REASONS = (
     (AuthenticationError, "Redis refuses the user name or password."),
     (BusyLoadingError, "Redis is still loading its data."),
     (ResponseError, "Redis refuses to be read by this user, or now."),
-    (TimeoutError, "Redis did not answer in time."),
-    (RedisTimeoutError, "Redis did not answer in time."),
+    (TimeoutError, SLOW),
+    (RedisTimeoutError, SLOW),
     (RedisError, "Redis cannot be reached, or closed the connection."),
     (OSError, "Redis cannot be reached, or closed the connection."),
 )
@@ -42,24 +45,32 @@ class RedisConnection:
 
     A caller waits `timeout` seconds at most; then the connection is given up, for everybody, so that no
     late answer is ever taken for another's. While there is no connection nobody waits at all: one task
-    connects, with an exponential back-off of 0.1 to 1 s, and probes what it has connected to.
+    connects, with an exponential back-off of 0.1 to 1 s, greets what it has connected to, and probes it.
     `observe` hears CacheLost when that has failed, and CacheFound when it has succeeded again.
     Beside what is under way, `most_waiting` keys and commands may wait; where more do, Redis is too slow.
     Whoever makes it closes it. Raises ValueError unless `url` is of redis://, rediss:// or unix://.
     """
 
     def __init__(
-        self, url: str, *, observe: Observer, timeout: float = 0.01, most_waiting: int = MOST_WAITING
+        self,
+        url: str,
+        *,
+        observe: Observer,
+        timeout: float = 0.01,
+        most_waiting: int = MOST_WAITING,
+        greeting: Greeting = NO_GREETING,
     ) -> None:
         self._connections = _connections(url)
         self._observe = observe
         self._timeout = timeout
         self._most_waiting = most_waiting
+        self._greeting = greeting
         self._waiting = Batch()
         self._wake: asyncio.Future[None] | None = None
         self._up = False
         self._lost = False
         self._failures = 0  # since Redis last did what we asked
+        self._problem: str | None = None  # why there is no connection
         self._tried = asyncio.Event()
         self._task: asyncio.Task[None] | None = None
         self._closed = False
@@ -102,6 +113,12 @@ class RedisConnection:
         if commands:
             self._batch().write(commands, None)
         return True
+
+    async def condition(self) -> Condition:
+        """As Component.condition; asked as a cache is, so it is slow where callers would have a miss."""
+        if await self.connect() and await self.read([PROBE]) is not None:
+            return Condition()
+        return Condition(self._problem or SLOW)
 
     async def aclose(self) -> None:
         """Disconnect; what was posted is done first, if Redis does it in time."""
@@ -151,10 +168,13 @@ class RedisConnection:
     async def _open(self, connection: AbstractConnection) -> None:
         async with asyncio.timeout(CONNECT_TIMEOUT):
             await connection.connect()  # type: ignore[no-untyped-call]
-        probe = Batch(asyncio.get_running_loop().time())
+        loop = asyncio.get_running_loop()
+        probe, said = Batch(loop.time()), loop.create_future()
+        probe.write(self._greeting.commands, said)
         probe.read([PROBE], None)
         await self._exchange(connection, probe)
-        self._up = True
+        self._greeting.heard(said.result())
+        self._up, self._problem = True, None
         self._tried.set()
         if self._lost:
             self._lost = False
@@ -186,12 +206,13 @@ class RedisConnection:
 
     def _failed(self, error: Exception) -> None:
         was_up, self._up = self._up, False
+        self._problem = _reason(error)
         self._failures += 1
         self._waiting.abandon()
         self._waiting = Batch()
         if self._failures > 1 and not self._lost:  # one may be a hiccup, or a Redis that was restarted
             self._lost = True
-            self._observe(CacheLost(_reason(error)))
+            self._observe(CacheLost(self._problem))
         if was_up:
             self._tried.clear()  # it is tried again
         else:

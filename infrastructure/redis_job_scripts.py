@@ -125,18 +125,19 @@ return said
 """)
 
 # It writes nothing that a full Redis refuses: forgetting makes room.
+# Of a job that Redis has evicted only its id is left, who knows where: there it would be due for ever.
 DELETE = Script("""
 local prefix = ARGV[1]
+local anywhere = {'all', 'due', 'queued:interactive', 'queued:bulk', 'running', 'succeeded', 'failed',
+  'canceled', 'expired'}
 for n = 2, #ARGV do
   local id = ARGV[n]
-  local was = redis.call('HMGET', prefix .. 'j:' .. id, 'index', 'key')
+  local index, key = unpack(redis.call('HMGET', prefix .. 'j:' .. id, 'index', 'key'))
   redis.call('UNLINK', prefix .. 'j:' .. id)
-  if was[1] then
-    redis.call('ZREM', prefix .. 'all', id)
-    redis.call('ZREM', prefix .. was[1], id)
-    redis.call('ZREM', prefix .. 'due', id)
-    if was[2] ~= '' then redis.call('DEL', prefix .. 'k:' .. was[2]) end
+  for _, name in ipairs(index and {'all', 'due', index} or anywhere) do
+    redis.call('ZREM', prefix .. name, id)
   end
+  if key and key ~= '' then redis.call('DEL', prefix .. 'k:' .. key) end
 end
 redis.call('PUBLISH', prefix .. 'changed', table.concat(ARGV, ',', 2))
 return {}

@@ -10,7 +10,7 @@ from redis.exceptions import NoPermissionError, NoScriptError, OutOfMemoryError,
 
 from domain.errors import QueueUnavailable
 from domain.job import JobStatus
-from domain.ports import Backlog, Page
+from domain.ports import Backlog, Condition, Page
 from infrastructure import job_record
 from infrastructure.redis_job_scripts import (
     BACKLOG,
@@ -139,6 +139,18 @@ class RedisJobs:
     async def backlog(self, *, bulk: bool) -> Backlog:
         jobs, first = cast("tuple[int, bytes | None]", await self._run(BACKLOG, [(queued_index(bulk=bulk),)]))
         return Backlog(jobs, None if first is None else job_record.decode(first).created_at)
+
+    async def condition(self) -> Condition:
+        """As Component.condition; asked to write, as a Redis that is full, or a replica, may yet be read."""
+        found = await self._redis.condition()
+        if found.problem is not None:
+            return found
+        try:
+            await self._ask([("ZADD", self._prefix + b"due", "XX", 0, b"")])  # no member: it changes nothing
+            interactive, bulk = [(await self.backlog(bulk=each)).jobs for each in (False, True)]
+        except QueueUnavailable as error:
+            return Condition(str(error))
+        return Condition(counts={"interactive": interactive, "bulk": bulk})
 
     async def due(self, now: float, limit: int) -> Sequence[str]:
         command = ("ZRANGEBYSCORE", self._prefix + b"due", "-inf", repr(now), "LIMIT", 0, limit)

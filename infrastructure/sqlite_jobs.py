@@ -6,9 +6,11 @@ import asyncio
 import time
 from typing import TYPE_CHECKING
 
-from domain.ports import Backlog, Created, Page
+from domain.errors import QueueUnavailable
+from domain.ports import Backlog, Condition, Created, Page
 from infrastructure.job_record import decode, encode
 from infrastructure.sqlite_database import Database
+from infrastructure.sqlite_job_schema import MIGRATIONS
 
 if TYPE_CHECKING:
     import sqlite3
@@ -18,65 +20,12 @@ if TYPE_CHECKING:
     from domain.job import Chunk, Job, JobStatus
     from domain.ports import Change, NewJob
 
+TOGETHER = 256  # jobs that are accepted by one statement, at most,
+LARGE = 262_144  # with so many bytes, at most: SQLite keeps what a statement was told last
 FURTHEST = 10_000  # a position beyond this is told as this: it is counted whenever somebody asks
 UPLOAD = 86_400.0  # seconds after which chunks without a job are forgotten
 
-MIGRATIONS = (
-    """
-    CREATE TABLE jobs (
-        seq INTEGER PRIMARY KEY AUTOINCREMENT,  -- the order of acceptance
-        id TEXT NOT NULL UNIQUE,
-        status TEXT NOT NULL,
-        bulk INTEGER NOT NULL,
-        model TEXT NOT NULL,
-        due REAL NOT NULL,
-        revision INTEGER NOT NULL,
-        record BLOB NOT NULL
-    );
-    -- Each of these is in order of seq where the columns are equal.
-    CREATE INDEX jobs_by_status ON jobs (status);
-    CREATE INDEX jobs_by_model ON jobs (model);
-    CREATE INDEX jobs_by_model_and_status ON jobs (model, status);
-    CREATE INDEX jobs_queued ON jobs (bulk) WHERE status = 'queued';
-    CREATE INDEX jobs_by_due ON jobs (due);
-    -- Two tables, so that outcomes are written without their instances being written again.
-    CREATE TABLE instances (job TEXT NOT NULL, number INTEGER NOT NULL, body BLOB, UNIQUE (job, number));
-    CREATE TABLE outcomes (job TEXT NOT NULL, number INTEGER NOT NULL, body BLOB, UNIQUE (job, number));
-    CREATE TABLE uploads (job TEXT PRIMARY KEY, put_at REAL NOT NULL) WITHOUT ROWID;  -- not created yet
-    CREATE INDEX uploads_by_age ON uploads (put_at);
-    CREATE TABLE idempotency_keys (
-        partition TEXT NOT NULL,
-        key TEXT NOT NULL,
-        fingerprint TEXT NOT NULL,
-        job TEXT NOT NULL,
-        PRIMARY KEY (partition, key)
-    ) WITHOUT ROWID;
-    CREATE INDEX idempotency_keys_by_job ON idempotency_keys (job);
-    -- How many are queued, as it is asked once a second: counting a million would take 0.2 s.
-    CREATE TABLE backlog (bulk INTEGER PRIMARY KEY, jobs INTEGER NOT NULL);
-    INSERT INTO backlog VALUES (0, 0), (1, 0);
-    CREATE TRIGGER job_created AFTER INSERT ON jobs WHEN new.status = 'queued'
-        BEGIN UPDATE backlog SET jobs = jobs + 1 WHERE bulk = new.bulk; END;
-    CREATE TRIGGER job_changed AFTER UPDATE OF status ON jobs
-        WHEN (new.status = 'queued') != (old.status = 'queued')
-        BEGIN UPDATE backlog SET jobs = jobs + iif(new.status = 'queued', 1, -1) WHERE bulk = new.bulk; END;
-    CREATE TRIGGER job_deleted AFTER DELETE ON jobs WHEN old.status = 'queued'
-        BEGIN UPDATE backlog SET jobs = jobs - 1 WHERE bulk = old.bulk; END;
-    """,
-    """
-    -- A job with its only chunk, as many in one statement as are accepted together (SqliteJobs.create).
-    CREATE VIEW accepted AS
-        SELECT id, status, bulk, model, due, revision, record, NULL AS instances FROM jobs;
-    CREATE TRIGGER job_accepted INSTEAD OF INSERT ON accepted BEGIN
-        INSERT INTO jobs (id, status, bulk, model, due, revision, record)
-            VALUES (new.id, new.status, new.bulk, new.model, new.due, new.revision, new.record)
-            ON CONFLICT (id) DO NOTHING;
-        INSERT OR REPLACE INTO instances (job, number, body) VALUES (new.id, 0, new.instances);
-    END;
-    """,
-)
-
-ACCEPT = "INSERT INTO accepted VALUES "
+ACCEPT = "INSERT INTO accepted SELECT * FROM (VALUES {}) WHERE column1 IS NOT NULL"
 ACCEPTED = "(?, ?, ?, ?, ?, ?, ?, ?)"  # for each of them
 FIND_KEY = "SELECT job, fingerprint FROM idempotency_keys WHERE partition = ? AND key = ?"
 ADD_KEY = "INSERT INTO idempotency_keys (partition, key, fingerprint, job) VALUES (?, ?, ?, ?)"
@@ -95,6 +44,7 @@ POSITION = """SELECT (SELECT count(*) FROM (
         SELECT 1 FROM jobs WHERE status = 'queued' AND bulk = this.bulk AND seq < this.seq LIMIT ?
     )) FROM jobs AS this WHERE id = ? AND status = 'queued'"""
 WAITING = "SELECT jobs FROM backlog WHERE bulk = ?"
+ALL_WAITING = "SELECT iif(bulk, 'bulk', 'interactive'), jobs FROM backlog"
 OLDEST = "SELECT record FROM jobs WHERE status = 'queued' AND bulk = ? ORDER BY seq LIMIT 1"
 DUE = "SELECT id FROM jobs WHERE due <= ? ORDER BY due LIMIT ?"
 FORGET = (
@@ -128,13 +78,12 @@ class SqliteJobs:
         await self._database.aclose()
 
     async def create(self, jobs: Sequence[NewJob]) -> Sequence[Created]:
-        if not jobs or any(new.idempotency is not None or new.instances is None for new in jobs):
+        together = _acceptance(jobs)
+        if together is None:
             return await self._database.write(lambda database: [_create(database, new) for new in jobs])
-        # The usual, in one statement, which is a transaction by itself: between two, the thread that writes
-        # would have to wait for the interpreter, which the event loop is busy with.
-        statement = ACCEPT + ", ".join([ACCEPTED] * len(jobs))
-        values = [value for new in jobs for value in (*_row(new.job), new.instances)]
-        await self._database.execute(statement, values)
+        # In one statement, which is a transaction by itself: between two, the thread that writes would have
+        # to wait for the interpreter, which the event loop is busy with.
+        await self._database.execute(*together)
         return [Created(new.job.id) for new in jobs]
 
     async def put_instances(self, chunks: Sequence[tuple[Chunk, bytes]]) -> None:
@@ -193,6 +142,19 @@ class SqliteJobs:
 
         return await self._database.read(count)
 
+    async def condition(self) -> Condition:
+        """As Component.condition; asked by writing, as a disk that is full, or hangs, may yet be read."""
+
+        def count(database: sqlite3.Connection) -> dict[str, int]:
+            database.execute(PUT_UPLOAD, ("", 0.0))
+            database.execute(END_UPLOAD, ("",))
+            return dict(database.execute(ALL_WAITING).fetchall())
+
+        try:
+            return Condition(counts=await self._database.write(count))
+        except QueueUnavailable as error:
+            return Condition(str(error))
+
     async def due(self, now: float, limit: int) -> Sequence[str]:
         def look(database: sqlite3.Connection) -> tuple[list[str], list[str]]:
             due = [each for (each,) in database.execute(DUE, (now, limit))]
@@ -222,6 +184,22 @@ class SqliteJobs:
             return [None if row is None else row[0] for row in rows]
 
         return await self._database.read(look)
+
+
+def _acceptance(jobs: Sequence[NewJob]) -> tuple[str, list[object]] | None:
+    """One statement that accepts them all, with its values; None where they are not as usual.
+
+    It has a power of two of rows, those that are too many without an id: of 256 statements, one for each
+    number of jobs, Python keeps 128, in tens of megabytes, and has the others made anew.
+    """
+    if not 0 < len(jobs) <= TOGETHER or any(new.idempotency or new.instances is None for new in jobs):
+        return None
+    values = [value for new in jobs for value in (*_row(new.job), new.instances)]
+    if sum(len(value) for value in values if isinstance(value, bytes)) > LARGE:
+        return None
+    rows = 1 << (len(jobs) - 1).bit_length()
+    nothing = [None] * (ACCEPTED.count("?") * (rows - len(jobs)))
+    return ACCEPT.format(", ".join([ACCEPTED] * rows)), values + nothing
 
 
 def _create(database: sqlite3.Connection, new: NewJob) -> Created:

@@ -90,11 +90,17 @@ def _parser() -> argparse.ArgumentParser:
     options.add_parser(commands)
     serving = commands.add_parser("serve", help="start the gateway")
     serving.add_argument("--host", default="127.0.0.1")
-    serving.add_argument("--port", type=int, default=8000)
+    serving.add_argument("--port", type=_port, default=8000)
     working = commands.add_parser("worker", help="work jobs that gateways accept")
     working.add_argument("-E", "--events", action="store_true", help="tell Flower what is done")
     commands.add_parser("check", help="validate the configuration, print what it composes, and exit")
     return parser
+
+
+def _port(text: str) -> int:
+    if not text.isdecimal() or int(text) >= 2**16:
+        raise argparse.ArgumentTypeError("should be a number below 65536")
+    return int(text)
 
 
 if __name__ == "__main__":

@@ -4,19 +4,20 @@ from __future__ import annotations
 
 import os
 import sys
-from http import HTTPStatus
 from typing import TYPE_CHECKING, Any
+from urllib.parse import quote
 
 import httpx
+
+from interface.gateway_address import add_url
 
 if TYPE_CHECKING:
     import argparse
     from collections.abc import Iterator
 
-URL_VARIABLE = "DISPATCHER_URL"
-LOCAL = "http://127.0.0.1:8000"
 PAGE = 100
 TIMEOUT = 60.0  # seconds for one answer
+INTERRUPTED = 130  # exit status; 128 + SIGINT, as shells count
 
 
 class JobCommandError(Exception):
@@ -26,10 +27,11 @@ class JobCommandError(Exception):
 def add_parser(commands: argparse._SubParsersAction[argparse.ArgumentParser]) -> None:
     """Add `jobs` to the commands of a parser; what it parses is for `run`."""
     parser = commands.add_parser("jobs", help="see jobs, and replay those that failed")
-    url = os.environ.get(URL_VARIABLE, LOCAL)
-    parser.add_argument("--url", default=url, help=f"of the gateway; else ${URL_VARIABLE}, else {LOCAL}")
+    add_url(parser)
     actions = parser.add_subparsers(dest="action", required=True)
-    listing = actions.add_parser("list", help="jobs, the newest first: id, status, model, progress, reason")
+    listing = actions.add_parser(
+        "list", help="jobs, the newest first: id, status, time, model, counts, reason"
+    )
     listing.add_argument("--status", help="queued, running, succeeded, failed, canceled or expired")
     listing.add_argument("--model")
     failed = actions.add_parser("failed", help="the dead letters: jobs that failed, and why")
@@ -42,30 +44,44 @@ def add_parser(commands: argparse._SubParsersAction[argparse.ArgumentParser]) ->
 
 
 def run(options: argparse.Namespace) -> int:
-    """Do it; the exit status is 1 where the gateway refused, or does not answer."""
+    """Do it; the exit status is 1 where the gateway refused any of it, or does not answer."""
     try:
         with httpx.Client(base_url=options.url, timeout=TIMEOUT) as client:
             if options.action == "replay":
-                _replay(client, options)
-            else:
-                for job in _jobs(client, options.status, options.model):
-                    sys.stdout.write(f"{_line(job)}\n")
-    except (JobCommandError, httpx.HTTPError) as error:
-        sys.stderr.write(f"{error or type(error).__name__}\n")
+                return _replay(client, options)
+            for job in _jobs(client, options.status, options.model):
+                sys.stdout.write(f"{_line(job)}\n")
+            sys.stdout.flush()
+    except JobCommandError as error:
+        sys.stderr.write(f"{error}\n")
         return 1
+    except httpx.HTTPError as error:
+        sys.stderr.write(f"{options.url} does not answer ({type(error).__name__}).\n")
+        return 1
+    except BrokenPipeError:  # whoever reads has seen enough, as `head` does
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())  # for what Python flushes in the end
+    except KeyboardInterrupt:
+        return INTERRUPTED
     return 0
 
 
-def _replay(client: httpx.Client, options: argparse.Namespace) -> None:
+def _replay(client: httpx.Client, options: argparse.Namespace) -> int:
     if options.all == bool(options.id):
         raise JobCommandError("Say which jobs: their ids, or --all.")
     if options.all:
         parameters = {} if options.model is None else {"model_name": options.model}
         answer = _checked(client.post("/jobs/replay", params=parameters))
-        sys.stdout.write(f"{answer['replayed']} jobs are queued again.\n")
+        sys.stdout.write(f"{answer['replayed']} queued again.\n")
+    status = 0
     for job_id in options.id:
-        job = _checked(client.post(f"/jobs/{job_id}/replay"))
-        sys.stdout.write(f"{_line(job)}\n")
+        try:
+            job = _checked(client.post(f"/jobs/{quote(job_id, safe='')}/replay"))
+        except JobCommandError as error:
+            sys.stderr.write(f"{job_id}: {error}\n")
+            status = 1
+        else:
+            sys.stdout.write(f"{_line(job)}\n")
+    return status
 
 
 def _jobs(client: httpx.Client, status: str | None, model: str | None) -> Iterator[dict[str, Any]]:
@@ -84,16 +100,20 @@ def _line(job: dict[str, Any]) -> str:
     progress = job["progress"]
     counts = f"{progress['done']}+{progress['failed']}/{progress['total']}"
     reason = "" if job["error"] is None else f"{job['error']['title']}: {job['error']['detail']}"
+    one_line = " ".join(reason.split())
     return "\t".join(
-        (job["id"], job["status"], job["created_at"], job["model_name"], counts, reason)
+        (job["id"], job["status"], job["created_at"], job["model_name"], counts, one_line)
     ).rstrip()
 
 
-def _checked(answer: httpx.Response) -> Any:  # noqa: ANN401  (any JSON)
-    if answer.status_code >= HTTPStatus.BAD_REQUEST:
-        try:
-            detail = answer.json()["detail"]
-        except (ValueError, KeyError, TypeError):
-            detail = ""
-        raise JobCommandError(f"The gateway answers {answer.status_code}. {detail}".rstrip())
-    return answer.json()
+def _checked(answer: httpx.Response) -> dict[str, Any]:
+    """The JSON of the answer. Raises JobCommandError where it is a refusal, or not a gateway's."""
+    try:
+        said: dict[str, Any] = dict(answer.json())
+    except (ValueError, TypeError):
+        said = {}
+    if answer.is_error:
+        raise JobCommandError(f"The gateway answers {answer.status_code}. {said.get('detail', '')}".rstrip())
+    if not said:
+        raise JobCommandError("What answers there is not a Model Dispatcher; --url says where one is.")
+    return said

@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import shutil
+import signal
 import subprocess
 from pathlib import Path
 from typing import TYPE_CHECKING, Protocol
 
+import hypothesis
 import pytest
 
 from infrastructure.torchserve.process import Ports, TorchServe
@@ -23,6 +25,22 @@ maxBatchDelay: 1
 jobQueueSize: 2
 responseTimeout: 60
 """
+
+
+def pytest_configure() -> None:
+    """Let a Ctrl-C reach the programs under test.
+
+    nohup, a script's background and some CI runners start us with SIGINT ignored, and children inherit that.
+    """
+    if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:
+        signal.signal(signal.SIGINT, signal.default_int_handler)
+
+
+# A property holds or does not; how fast this machine is today is none of them.
+hypothesis.settings.register_profile(
+    "any machine", deadline=None, suppress_health_check=[hypothesis.HealthCheck.too_slow]
+)
+hypothesis.settings.load_profile("any machine")
 
 
 class StartGateway(Protocol):
@@ -68,19 +86,31 @@ def torchserve(model_store: Path, tmp_path_factory: pytest.TempPathFactory) -> I
     running.process.stop()
 
 
-@pytest.fixture
-def own_torchserve(model_store: Path, tmp_path: Path) -> Iterator[RunningTorchServe]:
-    """One for a test that stops it."""
-    running = _torchserve(model_store, tmp_path / "torchserve", "faulty")
+@pytest.fixture(scope="session")
+def mortal_torchserve(
+    model_store: Path, tmp_path_factory: pytest.TempPathFactory
+) -> Iterator[RunningTorchServe]:
+    """What `own_torchserve` lends from test to test: it takes long to start."""
+    running = _torchserve(model_store, tmp_path_factory.mktemp("mortal"), "faulty")
     running.start()
     yield running
     running.process.stop()
 
 
 @pytest.fixture
-def forgetful_torchserve(model_store: Path, tmp_path: Path) -> Iterator[RunningTorchServe]:
+def own_torchserve(mortal_torchserve: RunningTorchServe) -> RunningTorchServe:
+    """One for a test that stops it, and may leave it so."""
+    if not mortal_torchserve.process.alive():
+        mortal_torchserve.start()
+    return mortal_torchserve
+
+
+@pytest.fixture(scope="module")
+def forgetful_torchserve(
+    model_store: Path, tmp_path_factory: pytest.TempPathFactory
+) -> Iterator[RunningTorchServe]:
     """One whose keys live for six seconds."""
-    running = _torchserve(model_store, tmp_path / "torchserve", "faulty", token_minutes=0.1)
+    running = _torchserve(model_store, tmp_path_factory.mktemp("forgetful"), "faulty", token_minutes=0.1)
     running.start()
     yield running
     running.process.stop()

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 
 import httpx
 
-from interface.batch.failure import Blame, Failure
+from interface.batch.failure import RECOVERY, Blame, Failure
 from interface.batch.rows import spell
 from interface.batch.stops import AGAIN, GaveUp, Unusable
 
@@ -118,24 +118,42 @@ class Asking:
             "Priority": "u=6",
             "X-Request-Timeout": f"{TIMEOUT:g}",
         }
+        body = self._question.body(texts)
         try:
-            answer = await self._client.post(
-                "dispatch_model", content=self._question.body(texts), headers=headers
-            )
+            answer = await self._client.post("dispatch_model", content=body, headers=headers)
         except httpx.RequestError as error:
-            detail = f"The gateway does not answer ({type(error).__name__})."
-            return Failure({"title": "The gateway does not answer", "detail": detail}, Blame.MOMENT)
+            return await self._without_answer(error, len(body))
         if answer.status_code != httpx.codes.OK:
             return Failure.of(answer)
         try:
-            body = answer.json()
-            version, predictions = body["model_version"], list(body["predictions"])
+            told = answer.json()
+            version, predictions = told["model_version"], list(told["predictions"])
         except (ValueError, TypeError, KeyError):
             version, predictions = None, []
         if len(predictions) != len(texts):
             raise Unusable("What answers there is not a Model Dispatcher; --url says where one is.")
         self.versions.add(str(version))
         return predictions
+
+    async def _without_answer(self, error: httpx.RequestError, size: int) -> Failure:
+        """What it means that a request of `size` bytes had none.
+
+        What is too large is refused before all of it is read, and then the connection may be reset before
+        the refusal is seen (RFC 9112, 9.6): so whoever answers others may have refused these rows.
+        """
+        name = type(error).__name__
+        if isinstance(error, httpx.ReadError | httpx.WriteError) and await self._lives():
+            detail = f"The gateway breaks off ({name}) at {size:,} bytes; it may take fewer."
+            problem = {"type": "about:blank", "title": "The gateway breaks off", "detail": detail}
+            return Failure(problem, Blame.EITHER, retry_after=RECOVERY)
+        detail = f"The gateway does not answer ({name})."
+        return Failure({"title": "The gateway does not answer", "detail": detail}, Blame.MOMENT)
+
+    async def _lives(self) -> bool:
+        try:
+            return (await self._client.get("health/live")).is_success
+        except httpx.RequestError:
+            return False
 
     def _progressed(self) -> None:
         self._answered_at = asyncio.get_running_loop().time()

@@ -5,14 +5,10 @@ from __future__ import annotations
 import argparse
 import json
 import math
-import os
 from pathlib import Path
 from typing import Any
 
-import httpx
-
-URL_VARIABLE = "DISPATCHER_URL"
-LOCAL = "http://127.0.0.1:8000"
+from interface.gateway_address import add_url
 
 DESCRIPTION = """Predictions for a file, through a running gateway: a line of JSON for each row, in order.
 Stopped or killed, it goes on where it was when the same command is given again."""
@@ -30,22 +26,11 @@ def add_parser(commands: argparse._SubParsersAction[argparse.ArgumentParser]) ->
     add("--column", help="which column, or key of a JSON line; needed where a table has several")
     add("--with-input", action="store_true", help="repeat each input beside its prediction")
     add("--overwrite", action="store_true", help="begin anew where the output is there already")
-    url = os.environ.get(URL_VARIABLE, LOCAL)
-    add("--url", type=_url, default=url, help=f"of the gateway; else ${URL_VARIABLE}, else {LOCAL}")
+    add_url(parser)
     add("--instances", type=_positive, default=32, help="at most, in one request; default: 32")
     add("--in-flight", type=_positive, default=8, help="requests at once; default: 8")
     patience = "seconds to go on trying while nothing is answered; default: 600"
     add("--patience", type=_seconds, default=600.0, help=patience)
-
-
-def _url(text: str) -> str:
-    try:
-        url = httpx.URL(text)
-    except httpx.InvalidURL:
-        url = httpx.URL("")
-    if url.scheme not in {"http", "https"} or not url.host:
-        raise argparse.ArgumentTypeError("should be like http://127.0.0.1:8000")
-    return text
 
 
 def _positive(text: str) -> int:

@@ -58,11 +58,11 @@ class Output:
         self, path: Path, asked: Mapping[str, Any], *, overwrite: bool = False, with_input: bool = False
     ) -> None:
         self._path = path
+        if path.exists() and not path.is_file():
+            raise Unusable(f"{path} is not a file.")
         self._note = path.with_name(path.name + NOTE)
         self._with_input = with_input
         self.tally = Tally()
-        if path.exists() and not path.is_file():
-            raise Unusable(f"{path} is not a file.")
         try:
             self._file = path.open("r+b" if path.exists() else "x+b", buffering=0)
             try:
@@ -132,7 +132,7 @@ class Output:
 
     def _write_note(self, asked: Mapping[str, Any]) -> None:
         new = self._note.with_name(self._note.name + ".new")
-        new.write_text(json.dumps(asked, ensure_ascii=False, indent=2) + "\n", encoding="utf-8")
+        new.write_text(json.dumps(asked, indent=2) + "\n", encoding="utf-8")
         new.replace(self._note)
 
     def _go_on(self) -> None:

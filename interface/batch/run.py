@@ -56,21 +56,23 @@ class Job:
 
     def finish(self) -> int:
         """Answer the rows that are left; the exit status. Raises Stopped and KeyboardInterrupt."""
-        tally, left = self.output.tally, iter(self.rows)
-        name, before = self.options.output, tally.rows
+        try:
+            self._answer_what_is_left()
+        except BaseException:
+            self.output.withdraw()
+            raise
+        say(self.progress.summary())
+        return SOME_FAILED if self.output.tally.failed else 0
+
+    def _answer_what_is_left(self) -> None:
+        left, name, before = iter(self.rows), self.options.output, self.output.tally.rows
         first = next(left, None)
         if first is None:
             say(f"{name} is complete.")
-        elif before:
+            return
+        if before:
             say(f"{name} has {before:,} rows; going on after them.")
-        if first is not None:
-            try:
-                asyncio.run(self._answer(chain([first], left)))
-            except BaseException:
-                self.output.withdraw()
-                raise
-        say(self.progress.summary())
-        return SOME_FAILED if tally.failed else 0
+        asyncio.run(self._answer(chain([first], left)))
 
     async def _answer(self, rows: Iterator[Row]) -> None:
         options = self.options

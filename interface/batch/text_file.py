@@ -86,9 +86,9 @@ class TextFile:
 
     def lines(self) -> Iterator[str]:
         encoding = "utf-8-sig"  # of the first line, which may begin with a mark
-        for line in iter(partial(self._raw.readline, LONGEST), b""):
+        for number, line in enumerate(iter(partial(self._raw.readline, LONGEST), b""), start=1):
             if len(line) == LONGEST:
-                raise Unusable(f"{self._path} has a line of more than {LONGEST} bytes.")
+                raise Unusable(f"{self._path} has a line of more than {LONGEST} bytes: line {number}.")
             self._read += len(line)
             yield line.decode(encoding, "surrogateescape")
             encoding = "utf-8"

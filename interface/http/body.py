@@ -6,7 +6,13 @@ from typing import TYPE_CHECKING
 
 from pydantic_core import from_json
 
-from domain.errors import FieldError, InvalidRequest, MalformedRequest, PayloadTooLarge
+from domain.errors import (
+    EncodingNotSupported,
+    FieldError,
+    InvalidRequest,
+    MalformedRequest,
+    PayloadTooLarge,
+)
 from domain.finite import infinite_at, overflows
 
 if TYPE_CHECKING:
@@ -18,7 +24,7 @@ if TYPE_CHECKING:
 async def read_body(request: Request, limit: int) -> bytes:
     """The whole body, of at most `limit` bytes.
 
-    Raises PayloadTooLarge, as soon as it is known, and starlette's ClientDisconnect.
+    Raises PayloadTooLarge, as soon as it is known, EncodingNotSupported, and starlette's ClientDisconnect.
     """
     announced = request.headers.get("content-length", "")
     if announced.isdecimal() and int(announced) > limit:
@@ -30,7 +36,15 @@ async def read_body(request: Request, limit: int) -> bytes:
         if size > limit:
             raise _too_large(limit)
         chunks.append(chunk)
+    check_encoding(request)  # now that nothing is left unread, and the connection can go on
     return b"".join(chunks)
+
+
+def check_encoding(request: Request) -> None:
+    """Raise EncodingNotSupported where the body is not sent as it is."""
+    said = ",".join(request.headers.getlist("content-encoding"))
+    if not {each.strip().lower() for each in said.split(",")} <= {"", "identity"}:
+        raise EncodingNotSupported("Send the body as it is, without a Content-Encoding.")
 
 
 def parse_json(text: bytes) -> Json:

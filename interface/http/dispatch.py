@@ -35,7 +35,7 @@ router = APIRouter()
 async def dispatch_model(request: Request) -> Response:
     """Ask a model for predictions, one for each instance, in order."""
     gateway: Gateway = request.app.state.gateway
-    headers = dict(request.scope["headers"])
+    headers = preferences.by_name(request.scope["headers"])
     limits = gateway.limits
     deadline = preferences.deadline(headers)
     text = await within(deadline, limits.max_timeout, read_body(request, limits.max_body_bytes))

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import asyncio
+from dataclasses import fields
 from http import HTTPStatus
 from typing import TYPE_CHECKING
 
@@ -10,7 +12,7 @@ from pydantic_core import to_json
 from starlette.responses import Response
 
 from interface.http import openapi
-from interface.http.reports import HealthReport, Liveness, ServerReport
+from interface.http.reports import ComponentReport, HealthReport, Liveness, ServerReport, StateReport
 
 if TYPE_CHECKING:
     from bootstrap.gateway import Gateway
@@ -27,7 +29,7 @@ async def live() -> Response:
 @router.get("/health/ready", **openapi.READY)
 async def ready(request: Request) -> Response:
     """Whether every required model can be answered now, by asking the servers: for routing."""
-    report = await _report(request)
+    report = await _report(request.app.state.gateway)
     if report.status == "ok":
         return Response(to_json(report), media_type="application/json")
     headers = {"Retry-After": "1"}
@@ -36,12 +38,23 @@ async def ready(request: Request) -> Response:
 
 @router.get("/health", **openapi.HEALTH)
 async def health(request: Request) -> Response:
-    """The state of every part, for people; 200 whatever it is."""
-    return Response(to_json(await _report(request)), media_type="application/json")
+    """The state of every part, for people; 200 whatever it is.
 
-
-async def _report(request: Request) -> HealthReport:
+    `status` and `reasons` are those of `/health/ready`: predictions go on without the `components`.
+    """
     gateway: Gateway = request.app.state.gateway
+    report, conditions = await asyncio.gather(_report(gateway), gateway.components.conditions())
+    told = StateReport(
+        **{each.name: getattr(report, each.name) for each in fields(report)},
+        components={
+            name: ComponentReport(each.problem or "ok", dict(each.counts))
+            for name, each in conditions.items()
+        },
+    )
+    return Response(to_json(told), media_type="application/json")
+
+
+async def _report(gateway: Gateway) -> HealthReport:
     found = await gateway.health.check()
     entries = await gateway.catalogue.models()
     return HealthReport(

@@ -22,6 +22,7 @@ if TYPE_CHECKING:
     from pydantic import ConfigDict
 
     from bootstrap.settings import JobsSettings
+    from domain.prediction import CacheControl
 
 LONGEST = 604_800  # seconds that a job may be given
 
@@ -97,7 +98,9 @@ def check_query(query: Mapping[str, str]) -> None:
             check_url(asked.webhook_url, http=True)
 
 
-def submission(asked: JobBody | BulkQuery, limits: JobsSettings, *, bulk: bool) -> Submission:
+def submission(
+    asked: JobBody | BulkQuery, limits: JobsSettings, *, bulk: bool, cache: CacheControl
+) -> Submission:
     """What is `asked`, completed by what is configured. Raises InvalidRequest."""
     if asked.webhook_url is not None and not limits.webhook_secrets:
         message = "There are no webhooks here: the configuration has no secret to sign them with."
@@ -111,6 +114,7 @@ def submission(asked: JobBody | BulkQuery, limits: JobsSettings, *, bulk: bool) 
         asked.parameters,
         bulk=bulk,
         webhook=asked.webhook_url,
+        cache=cache,
     )
 
 
@@ -119,7 +123,7 @@ class Identity:
 
     def __init__(self, key: str, asked: Submission) -> None:
         self._partition, self._key = asked.partition, key
-        options = [asked.model, asked.parameters, asked.timeout, asked.bulk, asked.webhook]
+        options = [asked.model, asked.parameters, asked.timeout, asked.bulk, asked.webhook, asked.cache]
         self._hash = blake2b(json.dumps(options, sort_keys=True).encode(), digest_size=16)
 
     def add(self, instances: bytes) -> None:

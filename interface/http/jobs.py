@@ -18,7 +18,7 @@ from domain.errors import DispatchError, InvalidRequest, JobConflict, JobNotFoun
 from domain.job import JobStatus
 from interface.http import job_report, ndjson, openapi_jobs, preferences
 from interface.http.answer import CLOSE, Answer
-from interface.http.body import read_body
+from interface.http.body import check_encoding, read_body
 from interface.http.dispatch import respond, while_connected, within
 from interface.http.exchange import exchange_of
 from interface.http.job_body import Identity, check_query, decode, decode_query, submission
@@ -45,7 +45,7 @@ _CURSOR = re.compile("[0-9]{1,15}")
 async def submit(request: Request) -> Response:
     """Accept a job: it is recorded and queued, durably, before this answers."""
     gateway: Gateway = request.app.state.gateway
-    headers = dict(request.scope["headers"])
+    headers = preferences.by_name(request.scope["headers"])
     if ndjson.is_said_by(headers):
         return await _submit_lines(request, gateway, headers)
     check_query(request.query_params)
@@ -61,7 +61,8 @@ async def answer(gateway: Gateway, exchange: Exchange, headers: Headers, text: b
         decode_query({})  # which refuses: the short way knows of no query, and that is where the model is
     body = decode(text, gateway.job_limits.max_instances)
     exchange.model = body.model_name
-    asked = submission(body, gateway.job_limits, bulk=preferences.bulk(headers))
+    cache = preferences.cache_control(headers)
+    asked = submission(body, gateway.job_limits, bulk=preferences.bulk(headers), cache=cache)
     return await _awaited(gateway, headers, await _accept(gateway, headers, asked, body.instances))
 
 
@@ -92,9 +93,11 @@ async def _submit_lines(request: Request, gateway: Gateway, headers: Headers) ->
 
 
 async def _accept_lines(request: Request, upload: ndjson.Upload, gateway: Gateway, headers: Headers) -> Job:
+    check_encoding(request)
     query = decode_query(request.query_params)
     exchange_of(request).model = query.model_name
-    asked = submission(query, gateway.job_limits, bulk=preferences.bulk(headers, unsaid=True))
+    bulk, cache = preferences.bulk(headers, unsaid=True), preferences.cache_control(headers)
+    asked = submission(query, gateway.job_limits, bulk=bulk, cache=cache)
     key = preferences.idempotency_key(headers)
     chunks = ndjson.chunks(
         upload.pieces(),
@@ -138,7 +141,7 @@ async def job(request: Request) -> Response:
     """One job; with `Prefer: wait=…` when it is over, or so many seconds later."""
     gateway: Gateway = request.app.state.gateway
     found = await gateway.jobs.get(request.path_params["id"])
-    headers = dict(request.scope["headers"])
+    headers = preferences.by_name(request.scope["headers"])
     return await respond(request, _awaited(gateway, headers, found, accepting=False))
 
 

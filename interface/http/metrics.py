@@ -19,6 +19,6 @@ router = APIRouter()
 
 @router.get("/metrics", **openapi.METRICS)
 async def metrics(request: Request) -> Response:
-    """How many jobs wait, and for how long: what workers are scaled by."""
+    """How many jobs wait, and for how long, to scale workers by; and how many messages are dead."""
     gateway: Gateway = request.app.state.gateway
     return Response(await gateway.metrics(), media_type=MEDIA_TYPE)

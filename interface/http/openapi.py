@@ -25,6 +25,7 @@ from interface.http.reports import (
     ModelList,
     ModelReport,
     PredictAnswer,
+    StateReport,
 )
 
 if TYPE_CHECKING:
@@ -110,7 +111,7 @@ X_REQUEST_ID = {
 LIVE: dict[str, Any] = {"operation_id": "live", "responses": {200: answer(Liveness, "Alive.")} | INTERNAL}
 HEALTH: dict[str, Any] = {
     "operation_id": "health",
-    "responses": {200: answer(HealthReport, "The state of every part.")} | INTERNAL,
+    "responses": {200: answer(StateReport, "The state of every part.")} | INTERNAL,
 }
 READY: dict[str, Any] = {
     "operation_id": "ready",
@@ -177,6 +178,7 @@ def _schemas() -> dict[str, Any]:
             PredictAnswer,
             Problem,
             Replayed,
+            StateReport,
         ),
     )
     adapters: list[tuple[type, Literal["validation", "serialization"], TypeAdapter[Any]]] = [

@@ -84,6 +84,12 @@ _MODEL_NAME = _parameter("query", "model_name", "Only jobs of this model.", {"ty
 _WAIT = _parameter(
     "header", "Prefer", "`wait=5`: answer when the job is over, or 5 seconds later.", {"type": "string"}
 )
+CACHE_CONTROL = _parameter(
+    "header",
+    "Cache-Control",
+    "`no-cache`: ask the model; `no-store`: do not remember the answer.",
+    {"type": "string"},
+)
 _NAME = {"type": "string", "minLength": 1, "maxLength": 256}
 
 
@@ -109,6 +115,7 @@ SUBMIT: dict[str, Any] = {
             errors.MalformedRequest,
             errors.InvalidRequest,
             errors.PayloadTooLarge,
+            errors.EncodingNotSupported,
             errors.ModelNotFound,
             errors.VersionNotFound,
             errors.DeadlineExceeded,
@@ -153,6 +160,7 @@ SUBMIT: dict[str, Any] = {
                 {"type": "string", "pattern": "^[!-~]{1,255}$"},
             ),
             _WAIT,
+            CACHE_CONTROL,
             PRIORITY | {"description": f"{PRIORITY['description']} JSON lines are, where this says nothing."},
             X_REQUEST_ID,
         ],

@@ -7,7 +7,7 @@ from typing import Any
 from interface.http.dispatch_body import PredictBody
 from interface.http.job_report import JobReport
 from interface.http.openapi import HEADERS, PRIORITY, SCHEMAS, X_REQUEST_ID, answer, content, problems
-from interface.http.openapi_jobs import JOB_EXAMPLE, LOCATION, ok
+from interface.http.openapi_jobs import CACHE_CONTROL, JOB_EXAMPLE, LOCATION, ok
 from interface.http.problem import MEDIA_TYPE, STATUS
 from interface.http.reports import DispatchAnswer, PredictAnswer
 
@@ -51,12 +51,6 @@ X_REQUEST_TIMEOUT = {
     "description": "Seconds the caller waits at most; capped by configuration.",
     "schema": {"type": "number", "exclusiveMinimum": 0},
     "example": 5,
-}
-CACHE_CONTROL = {
-    "name": "Cache-Control",
-    "in": "header",
-    "description": "`no-cache`: ask the model; `no-store`: do not remember the answer.",
-    "schema": {"type": "string"},
 }
 
 DISPATCH_MODEL: dict[str, Any] = {

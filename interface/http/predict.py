@@ -39,7 +39,7 @@ router = APIRouter()
 async def predict(request: Request) -> Response:
     """Ask the default model about one text: from the cache, else through the queue."""
     gateway: Gateway = request.app.state.gateway
-    headers = dict(request.scope["headers"])
+    headers = preferences.by_name(request.scope["headers"])
     limits = gateway.limits
     reading = read_body(request, limits.max_body_bytes)
     text = await within(preferences.deadline(headers), limits.max_timeout, reading)
@@ -74,7 +74,11 @@ async def _ask(gateway: Gateway, request: PredictionRequest, until: float) -> An
         return _tell(found)
     limits = gateway.job_limits
     submission = Submission(
-        ModelRef(request.model.name), limits.timeout, limits.answer_retention, bulk=request.bulk
+        ModelRef(request.model.name),
+        limits.timeout,
+        limits.answer_retention,
+        bulk=request.bulk,
+        cache=request.cache,
     )
     job, outcomes = await gateway.jobs.submit_and_wait(submission, request.instances, until)
     if not job.over:

@@ -11,7 +11,7 @@ from domain.errors import InvalidRequest
 from domain.prediction import CACHE, CacheControl
 
 if TYPE_CHECKING:
-    from collections.abc import Mapping
+    from collections.abc import Mapping, Sequence
 
     from domain.prediction import CacheUse, PredictionResult
 
@@ -22,6 +22,17 @@ BULK = b"5"  # and less urgent: 0 is the most urgent, 3 the default, 7 backgroun
 _URGENCY = re.compile(rb"(?:^|,)\s*u=([0-7])\s*(?:$|[,;])")
 _WAIT = re.compile(rb"(?:^|,)\s*wait\s*=\s*\"?([0-9]{1,9})\"?\s*(?:$|[,;])", re.IGNORECASE)
 _KEY = re.compile(rb"[!-~]{1,255}")
+
+
+def by_name(lines: Sequence[tuple[bytes, bytes]]) -> Headers:
+    """The headers of a request, by name in lower case; several of one name are one list (RFC 9110, 5.3)."""
+    headers = dict(lines)
+    if len(headers) == len(lines):  # as a rule
+        return headers
+    values: dict[bytes, list[bytes]] = {}
+    for name, value in lines:
+        values.setdefault(name, []).append(value)
+    return {name: b", ".join(several) for name, several in values.items()}
 
 
 def deadline(headers: Headers) -> float | None:

@@ -27,6 +27,7 @@ STATUS: dict[type[errors.DispatchError], HTTPStatus] = {
     errors.MalformedRequest: HTTPStatus.BAD_REQUEST,
     errors.InvalidRequest: HTTPStatus.UNPROCESSABLE_ENTITY,
     errors.PayloadTooLarge: HTTPStatus.REQUEST_ENTITY_TOO_LARGE,
+    errors.EncodingNotSupported: HTTPStatus.UNSUPPORTED_MEDIA_TYPE,
     errors.ModelNotFound: HTTPStatus.NOT_FOUND,
     errors.VersionNotFound: HTTPStatus.NOT_FOUND,
     errors.JobNotFound: HTTPStatus.NOT_FOUND,
@@ -123,6 +124,8 @@ def plain_problem(status: int, detail: str, request_id: str, headers: Mapping[st
 def _headers(error: errors.DispatchError) -> dict[str, str]:
     if isinstance(error, errors.PayloadTooLarge):
         return {"Connection": "close"}  # the rest of the body is not read
+    if isinstance(error, errors.EncodingNotSupported):
+        return {"Accept-Encoding": "identity"}  # what would be taken (RFC 9110, 12.5.3)
     if isinstance(error, errors.Unavailable):
         return {"Retry-After": str(max(1, math.ceil(error.retry_after)))}
     return {"Retry-After": "1"} if status_of(error) in COME_BACK else {}

@@ -29,7 +29,7 @@ Endpoint: TypeAlias = "Callable[[Gateway, Exchange, Headers, bytes], Answer | Co
 """What a route answers to a body: at once, or what is to be awaited. Both raise a DispatchError."""
 
 POST = HTTPMethod.POST.value.encode()
-EXTRAORDINARY = {b"transfer-encoding", b"expect", b"upgrade"}
+EXTRAORDINARY = {b"transfer-encoding", b"content-encoding", b"expect", b"upgrade"}
 ENDPOINTS: Mapping[bytes, Endpoint] = {
     b"/dispatch_model": dispatch.answer,
     b"/dispatch_model/": dispatch.answer,
@@ -130,7 +130,7 @@ class _ShortCycle:
         self.keep_alive = protocol.parser.should_keep_alive()
         self._protocol = protocol
         self._endpoint = endpoint
-        self._headers = dict(protocol.headers)
+        self._headers = preferences.by_name(protocol.headers)
         self._gateway: Gateway = protocol.app_state["gateway"]
         client = protocol.client and protocol.client[0]
         given = self._headers.get(b"x-request-id")

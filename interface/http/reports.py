@@ -52,6 +52,23 @@ class HealthReport:
 
 
 @dataclass(frozen=True, slots=True)
+class ComponentReport:
+    """What the gateway leans on beside model servers; `state` is "ok" or what is wrong with it."""
+
+    state: str
+    counts: Annotated[
+        dict[str, int], Field(description="How much waits in it, by kind; empty where it does not say.")
+    ]
+
+
+@dataclass(frozen=True, slots=True)
+class StateReport(HealthReport):
+    """As HealthReport, with every part beside the servers; `status` is still about predictions alone."""
+
+    components: dict[str, ComponentReport]
+
+
+@dataclass(frozen=True, slots=True)
 class VersionReport:
     """One version of a model; `servers` says "ready" or why not, for each server by name."""
 

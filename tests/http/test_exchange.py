@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import asyncio
 import json
 import logging
 import re
@@ -12,6 +13,8 @@ from domain.prediction import ModelRef
 from infrastructure.logs import ConsoleFormatter, JsonFormatter, configure, log_event
 
 if TYPE_CHECKING:
+    from collections.abc import AsyncIterator
+
     import httpx
 
     from tests.fakes import FakeServer
@@ -41,6 +44,20 @@ async def test_an_answer_says_where_its_time_went(client: httpx.AsyncClient) -> 
 
     timing = answer.headers["server-timing"]
     assert re.fullmatch(r"queue;dur=\d+\.\d\d, server;dur=\d+\.\d\d, total;dur=\d+\.\d\d", timing)
+
+
+@pytest.mark.parametrize("path", ["/dispatch_model", "/jobs", "/api/predict/"])
+async def test_a_body_that_does_not_come_in_time_is_not_waited_for(
+    caller: httpx.AsyncClient, path: str
+) -> None:
+    async def late() -> AsyncIterator[bytes]:
+        yield b"{"
+        await asyncio.sleep(0.5)
+        yield b"}"
+
+    answer = await caller.post(path, content=late(), headers={"x-request-timeout": "0.05"})
+
+    assert (answer.status_code, answer.json()["type"]) == (504, "/problems/deadline-exceeded")
 
 
 async def test_an_unknown_path_or_method_is_a_problem_too(client: httpx.AsyncClient) -> None:

@@ -1,6 +1,8 @@
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
+import asyncio
+import sqlite3
+from typing import TYPE_CHECKING, Any
 
 from domain.errors import ServerUnreachable
 from domain.fleet import ServedModel
@@ -8,6 +10,7 @@ from domain.fleet import ServedModel
 if TYPE_CHECKING:
     import httpx
 
+    from bootstrap.settings import JobsSettings
     from tests.fakes import FakeServer
 
 
@@ -46,6 +49,41 @@ async def test_a_required_model_without_a_worker_makes_the_gateway_unready(
 
     assert answer.status_code == 503
     assert answer.json()["models"] == {"m": False, "other": True}
+
+
+async def test_the_state_of_every_part_is_told_with_what_waits_in_it(
+    client: httpx.AsyncClient, server: FakeServer
+) -> None:
+    server.seconds = 60.0  # which four bulk jobs wait for at a time
+    for _ in range(7):
+        body = {"model_name": "m", "instances": ["a"]}
+        assert (await client.post("/jobs", json=body, headers={"priority": "u=6"})).status_code == 202
+
+    three = {"state": "ok", "counts": {"interactive": 0, "bulk": 3}}
+    health: dict[str, Any] = {}
+    async with asyncio.timeout(5):
+        while health.get("components") != {"jobs": three, "queue": three}:
+            health = (await client.get("/health")).json()
+
+    assert health == (await client.get("/health/ready")).json() | {"components": health["components"]}
+
+
+async def test_a_store_of_jobs_that_is_gone_is_told_and_predictions_go_on(
+    client: httpx.AsyncClient, jobs_settings: JobsSettings
+) -> None:
+    with sqlite3.connect(jobs_settings.path) as stranger:
+        stranger.execute("DROP TABLE backlog")
+    stranger.close()
+
+    health, ready = await client.get("/health"), await client.get("/health/ready")
+
+    assert (health.status_code, ready.status_code) == (200, 200)
+    assert health.json()["status"] == "ok"
+    assert health.json()["components"]["jobs"] == {
+        "state": "The jobs' database fails: no such table: backlog.",
+        "counts": {},
+    }
+    assert str(jobs_settings.path) not in health.text
 
 
 async def test_models_are_listed_with_versions_servers_and_policies(

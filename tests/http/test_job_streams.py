@@ -75,6 +75,10 @@ async def job_of(caller: httpx.AsyncClient, *instances: Any, **headers: str) -> 
     return job
 
 
+def ids_in(events: str) -> list[str]:
+    return [line[4:] for line in events.splitlines() if line.startswith("id: ")]
+
+
 async def test_each_instance_has_its_line_and_the_guilty_a_problem(caller: httpx.AsyncClient) -> None:
     job = await job_of(caller, "a", "no", "b", "whole", "c", prefer="wait=5")
 
@@ -177,15 +181,70 @@ async def test_events_tell_the_life_of_a_job(caller: httpx.AsyncClient, server: 
 
 async def test_events_go_on_after_the_last_that_was_read(caller: httpx.AsyncClient) -> None:
     url = (await job_of(caller, "x", prefer="wait=5"))["urls"]["events"]
-    ids = [line[4:] for line in (await caller.get(url)).text.splitlines() if line.startswith("id: ")]
+    ids = ids_in((await caller.get(url)).text)
 
     rest = await caller.get(url, headers={"last-event-id": ids[-2]})
     nothing = await caller.get(url, headers={"last-event-id": ids[-1]})
     everything = await caller.get(url, headers={"last-event-id": "nonsense"})
 
-    assert [line[4:] for line in rest.text.splitlines() if line.startswith("id: ")] == ids[-1:]
+    assert ids_in(rest.text) == ids[-1:]
     assert (nothing.status_code, nothing.text) == (204, "")
     assert everything.text == (await caller.get(url)).text
+
+
+async def test_events_of_a_second_life_go_on_after_the_last_that_was_read(
+    caller: httpx.AsyncClient,
+) -> None:
+    job = await job_of(caller, "whole", prefer="wait=5")
+    urls = job["urls"]
+    first = ids_in((await caller.get(urls["events"])).text)
+    await caller.post(f"{urls['self']}/replay")
+    await caller.get(urls["self"], headers=WAIT)
+
+    second = ids_in((await caller.get(urls["events"], headers={"last-event-id": first[-1]})).text)
+    rest = await caller.get(urls["events"], headers={"last-event-id": second[-2]})
+
+    assert job["status"] == "failed"
+    assert not set(first) & set(second)
+    assert ids_in(rest.text) == second[-1:]
+
+
+async def test_who_knows_all_events_of_a_job_that_goes_on_waits_for_more(
+    caller: httpx.AsyncClient, server: PickyServer
+) -> None:
+    url = (await job_of(caller, "hold"))["urls"]["events"]
+    await happened(lambda: server.asked)
+
+    async with caller.stream("GET", url, headers={"last-event-id": "0-2"}) as answer:
+        server.gate.set()
+        events = "\n".join([line async for line in answer.aiter_lines()])
+
+    assert answer.status_code == 200
+    assert ids_in(events) in (["0-3", "0-4"], ["0-4"])
+
+
+async def test_events_of_a_job_that_is_forgotten_meanwhile_end(
+    caller: httpx.AsyncClient, app: FastAPI
+) -> None:
+    job = await job_of(caller, "hold")
+
+    async with caller.stream("GET", job["urls"]["events"]) as answer, asyncio.timeout(5):
+        lines = answer.aiter_lines()
+        assert await anext(lines) == "retry: 2000"
+        await app.state.gateway.jobs._records.store.delete([job["id"]])
+        async for _ in lines:
+            pass
+
+    assert (await caller.get(job["urls"]["events"])).status_code == 404
+
+
+@pytest.mark.parametrize("kind", ["predictions", "events"])
+async def test_nobody_on_the_way_gathers_or_keeps_a_stream(caller: httpx.AsyncClient, kind: str) -> None:
+    job = await job_of(caller, "x", prefer="wait=5")
+
+    for method in ("GET", "HEAD"):
+        answer = await caller.request(method, job["urls"][kind])
+        assert (answer.headers["cache-control"], answer.headers["x-accel-buffering"]) == ("no-store", "no")
 
 
 async def test_events_that_do_not_come_leave_a_sign_of_life(

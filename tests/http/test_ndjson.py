@@ -10,10 +10,12 @@ import pytest
 from application.job_service import CHUNK
 from domain.errors import RequestRejected
 from interface.http import ndjson
+from tests.http.happened import happened
 
 if TYPE_CHECKING:
     from collections.abc import AsyncIterator, Sequence
 
+    import uvicorn
     from fastapi import FastAPI
 
     from tests.fakes import FakeServer
@@ -82,7 +84,7 @@ async def test_a_bad_line_is_named(text: bytes, pointer: str | None, detail: str
 async def test_what_is_held_of_a_body_has_a_limit(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(ndjson, "MOST_BYTES", 1_000)
 
-    assert len(await chunked(*[b"1\n"] * (4 * CHUNK))) == 4
+    assert len(await chunked(*[b"1\n"] * (5 * CHUNK))) == 5
     with pytest.raises(RequestRejected, match="are 1010 bytes"):
         await chunked(*[b'"12345678"\n'] * 200)
 
@@ -102,7 +104,15 @@ async def test_a_line_without_an_end_is_not_gathered_for_ever() -> None:
     assert taken == 11
 
 
-@pytest.mark.parametrize("media_type", ["application/x-ndjson", "application/jsonl; charset=utf-8"])
+@pytest.mark.parametrize(
+    "media_type",
+    [
+        "application/x-ndjson",
+        "application/jsonl; charset=utf-8",
+        "application/ndjson",
+        "Application/X-NDJSON",
+    ],
+)
 async def test_lines_are_a_job(client: httpx.AsyncClient, media_type: str) -> None:
     text = b"".join(b"%d\n" % i for i in range(1_200))
 
@@ -191,6 +201,21 @@ async def test_who_never_ends_is_cut_off(caller: httpx.AsyncClient, monkeypatch:
     assert (answer.status_code, answer.headers["connection"]) == (422, "close")
 
 
+async def test_who_waits_to_be_asked_for_lines_that_are_refused_is_not_waited_for(
+    serving: uvicorn.Server,
+) -> None:
+    reader, writer = await asyncio.open_connection(*serving.servers[0].sockets[0].getsockname()[:2])
+    head = ["POST /jobs HTTP/1.1", "host: gateway", "content-type: application/x-ndjson", "content-length: 2"]
+    writer.write("\r\n".join([*head, "expect: 100-continue", "x: y", "", ""]).encode())
+
+    async with asyncio.timeout(5):
+        answer = await reader.read()  # until it is closed
+    writer.close()
+
+    assert answer.startswith(b"HTTP/1.1 422 ")
+    assert b"\r\nconnection: close\r\n" in answer
+
+
 async def test_lines_that_do_not_come_are_not_waited_for(
     caller: httpx.AsyncClient, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -222,6 +247,22 @@ async def test_the_same_lines_with_one_key_are_the_same_job(client: httpx.AsyncC
     assert again.json() == first.json()
     assert "Idempotency-Key" in other.json()["detail"]
     assert len((await client.get("/jobs")).json()["jobs"]) == 1
+
+
+async def test_a_caller_who_leaves_while_waiting_is_not_waited_upon(
+    caller: httpx.AsyncClient, app: FastAPI, server: FakeServer
+) -> None:
+    server.seconds = 60.0
+    watching = app.state.gateway.jobs._watch._waiting
+    waiting = asyncio.create_task(caller.post(PATH, content=b"1", headers=LINES | {"prefer": "wait=60"}))
+    await happened(lambda: watching)
+
+    waiting.cancel()
+    await asyncio.gather(waiting, return_exceptions=True)
+
+    await happened(lambda: not watching)
+    (job,) = (await caller.get("/jobs")).json()["jobs"]
+    assert job["status"] in {"queued", "running"}
 
 
 async def test_a_caller_who_leaves_while_sending_has_submitted_nothing(

@@ -57,6 +57,44 @@ async def test_what_is_remembered_needs_no_job(client: httpx.AsyncClient) -> Non
     assert len((await client.get("/jobs")).json()["jobs"]) == 2
 
 
+@pytest.mark.parametrize("jobs_model", ["cached"])
+async def test_who_wants_the_model_itself_gets_it(client: httpx.AsyncClient, server: FakeServer) -> None:
+    for lines in ([], [("cache-control", "no-cache"), ("cache-control", "max-age=9")]):
+        await client.post(PATH, json={"text": "x"}, headers=lines)
+
+    assert len(server.asked) == 2
+
+
+@pytest.mark.parametrize("jobs_model", ["cached"])
+@pytest.mark.parametrize("error", [None, InputRejectedByModel("no", code=400)])
+async def test_what_must_not_be_stored_leaves_nothing_behind(
+    client: httpx.AsyncClient, server: FakeServer, error: InputRejectedByModel | None
+) -> None:
+    server.error = error
+    secret = await client.post(PATH, json={"text": "x"}, headers={"cache-control": "no-store"})
+    jobs = (await client.get("/jobs")).json()["jobs"]
+    server.error = None
+    after = await client.post(PATH, json={"text": "x"})
+
+    assert (secret.status_code, jobs) == (400 if error else 200, [])
+    assert after.status_code == 200
+    assert len(server.asked) == 2
+
+
+async def test_what_must_not_be_stored_is_there_until_it_is_told(
+    client: httpx.AsyncClient, server: FakeServer
+) -> None:
+    server.seconds = 0.3
+    headers = {"cache-control": "no-store", "x-request-timeout": "0.05"}
+
+    answer = await client.post(PATH, json={"text": "x"}, headers=headers)
+    job = await client.get(answer.headers["location"], headers={"prefer": "wait=5"})
+
+    assert (answer.status_code, job.json()["status"]) == (202, "succeeded")
+    predictions = await client.get(job.json()["urls"]["predictions"])
+    assert predictions.json() == {"prediction": "a:m/1.0:x"}
+
+
 async def test_who_cannot_wait_is_told_where_the_answer_will_be(
     client: httpx.AsyncClient, server: FakeServer
 ) -> None:
@@ -69,6 +107,18 @@ async def test_who_cannot_wait_is_told_where_the_answer_will_be(
     assert job.json()["status"] == "succeeded"
     predictions = await client.get(job.json()["urls"]["predictions"])
     assert predictions.json() == {"prediction": "a:m/1.0:x"}
+
+
+@pytest.mark.parametrize(("priority", "bulk"), [("u=7", True), ("u=1", False)])
+async def test_who_is_not_in_a_hurry_has_a_bulk_job(
+    client: httpx.AsyncClient, app: FastAPI, server: FakeServer, priority: str, bulk: bool
+) -> None:
+    server.seconds = 0.3
+    headers = {"x-request-timeout": "0.05", "priority": priority}
+
+    job = (await client.post(PATH, json={"text": "x"}, headers=headers)).json()
+
+    assert (await app.state.gateway.jobs.get(job["id"])).bulk is bulk
 
 
 async def test_a_caller_who_leaves_does_not_cancel_the_job(

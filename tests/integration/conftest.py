@@ -6,12 +6,21 @@ from typing import TYPE_CHECKING
 
 import pytest
 
+from tests.integration.gate import Gate
 from tests.integration.rabbitmq_server import RunningRabbitMQ
 from tests.integration.redis_server import RunningRedis
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
     from pathlib import Path
+
+
+@pytest.fixture
+def gate(tmp_path: Path) -> Iterator[Gate]:
+    """A closed one; it is open for what is left of the test."""
+    gate = Gate(tmp_path)
+    yield gate
+    gate.open()
 
 
 @pytest.fixture(scope="session")

@@ -4,7 +4,10 @@ from __future__ import annotations
 
 import os
 import time
+from pathlib import Path
 from typing import Any
+
+HELD_AT_MOST = 50.0  # seconds: TorchServe's response timeout is 60
 
 
 class Faulty:
@@ -23,11 +26,10 @@ class Faulty:
     def answer(self, instances: list[Any]) -> Any:
         order = next((each for each in instances if each["do"] == "raise"), instances[0])
         match order["do"]:
-            case "echo":
-                return {"predictions": instances}
             case "sleep":
                 time.sleep(order["seconds"])
-                return {"predictions": instances}
+            case "hold":
+                self.hold(Path(order["until"]), Path(order["begun"]))
             case "count":
                 return {"predictions": [self.count(each, len(instances)) for each in instances]}
             case "raise":
@@ -41,6 +43,16 @@ class Faulty:
             case "refuse":
                 self.context.set_response_status(order["status"], "Refused", 0)
                 return {"error": {"code": order["status"], "message": "the handler's own words"}}
+        return {"predictions": instances}
+
+    def hold(self, until: Path, begun: Path) -> None:
+        """Say in the file `begun` which process is at work, and wait until there is a file `until`."""
+        written = begun.with_suffix(f".{os.getpid()}")
+        written.write_text(str(os.getpid()))
+        written.rename(begun)
+        give_up = time.monotonic() + HELD_AT_MOST
+        while not until.exists() and time.monotonic() < give_up:
+            time.sleep(0.01)
 
     def count(self, instance: dict[str, Any], together: int) -> dict[str, Any]:
         """How many times this one was asked for, and with how many others this time."""

@@ -112,10 +112,6 @@ class RunningTorchServe:
         described: dict[str, Any] = answer.raise_for_status().json()[0]
         return described
 
-    def worker_pid(self, model: str) -> int:
-        pid: int = self.describe(model)["workers"][0]["pid"]
-        return pid
-
     def pending(self, model: str) -> int:
         pending: int = self.describe(model)["jobQueueStatus"]["pendingRequests"]
         return pending

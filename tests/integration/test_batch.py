@@ -134,6 +134,20 @@ def test_a_row_that_the_handler_fails_on_fails_alone(gateway: RunningGateway, tm
     assert (failed["error"]["type"], code) == ("/problems/server-fault", 1)
 
 
+def test_a_row_that_is_more_than_the_gateway_takes_fails_alone(
+    gateway: RunningGateway, tmp_path: Path
+) -> None:
+    path = tmp_path / "texts.txt"
+    path.write_text(f"Good.\n{'long ' * 1_500_000}\nBad.\n")
+    batch = Batch(path, ["--model", "sentiment", "--url", gateway.url, "--patience", "20"])
+
+    code, _ = batch.run()
+
+    good, long, bad = batch.lines()
+    assert (good["prediction"]["label"], bad["prediction"]["label"]) == ("positive", "negative")
+    assert (code, "error" in long) == (1, True)
+
+
 def test_killed_again_and_again_it_asks_nothing_twice_that_is_written(
     gateway: RunningGateway, tmp_path: Path
 ) -> None:
@@ -242,6 +256,8 @@ def test_an_unknown_model_ends_it_and_leaves_nothing(gateway: RunningGateway, tm
         ("table.csv", ["--column", "text", "--url", "localhost:8000"], "should be like http://"),
         ("table.csv", ["--column", "text", "--instances", "0"], "a whole number greater than 0"),
         ("table.csv", ["--column", "text", "-o", "table.csv"], "is the input itself"),
+        ("table.csv", ["--column", "text", "-o", "."], "is not a file"),
+        ("long.txt", [], "a line of more than 16777216 bytes: line 1"),
     ],
 )
 def test_what_cannot_be_done_is_told_before_anything_is_written(
@@ -250,6 +266,7 @@ def test_what_cannot_be_done_is_told_before_anything_is_written(
     (tmp_path / "image.csv").write_bytes(b"\x89PNG\r\n\x1a\n\0\0\0\rIHDR")
     (tmp_path / "image.png").write_bytes(b"\x89PNG\r\n\x1a\n\0\0\0\rIHDR")
     (tmp_path / "table.csv").write_text("id,text\n1,a\n")
+    (tmp_path / "long.txt").write_bytes(b"x" * (1 << 24))
     before = {path: path.read_bytes() for path in tmp_path.iterdir()}
     arguments = [str(tmp_path / each) if each == "table.csv" else each for each in arguments]
 

@@ -13,6 +13,7 @@ import pytest
 
 from domain.errors import QueueUnavailable
 from domain.job import Chunk
+from infrastructure import celery_queue
 from infrastructure.celery_app import celery_app
 from infrastructure.celery_messages import BULK, DEAD, DELIVERIES, INTERACTIVE, QUEUES, TASK
 from infrastructure.celery_queue import CeleryQueue
@@ -224,6 +225,69 @@ async def test_a_broker_that_is_out_of_memory_is_not_waited_for(
     assert first[1] < TIMEOUT + 0.5
     assert second[1] < 0.1
     assert third[1] < 0.1
+    assert await eventually_published(queue, 10) < 3
+
+
+async def test_a_broker_that_stays_out_of_memory_is_told_of_and_nobody_waits_for_it_again(
+    rabbitmq: RunningRabbitMQ,
+    queue: CeleryQueue,
+    caplog: pytest.LogCaptureFixture,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr(celery_queue, "CONNECT_TIMEOUT", 1.0)
+    rabbitmq.ctl("set_vm_memory_high_watermark", "0")
+    try:
+        await refused(queue)
+        waited = [await _refused_in_a_moment(queue) for _ in range(35)]
+    finally:
+        rabbitmq.ctl("set_vm_memory_high_watermark", "0.4")
+
+    assert max(waited) < 0.1
+    assert "queue lost" in [each.getMessage() for each in caplog.records]
+    assert await eventually_published(queue, 10) < 3
+
+
+async def _refused_in_a_moment(queue: CeleryQueue) -> float:
+    await asyncio.sleep(0.1)
+    return (await refused(queue))[1]
+
+
+async def test_who_asks_whether_a_queue_is_empty_is_told_none_when_its_connection_is_given_up(
+    rabbitmq: RunningRabbitMQ, queue: CeleryQueue
+) -> None:
+    patient = CeleryQueue(rabbitmq.url, timeout=3 * TIMEOUT)
+    assert await patient.connect()
+    rabbitmq.pause()
+    try:
+        asked = await _unanswered(patient)
+        await patient.aclose()
+        await asyncio.wait([asked])
+        assert not asked.cancelled()
+        assert asked.result() is None
+    finally:
+        rabbitmq.resume()
+    assert await eventually_published(queue, 10) < 3
+
+
+async def _unanswered(queue: CeleryQueue) -> asyncio.Future[bool | None]:
+    """A question that a broker gets which is paused; it may answer some until it is."""
+    while True:
+        asked = asyncio.ensure_future(queue.is_empty(bulk=True))
+        if not (await asyncio.wait([asked], timeout=0.2))[0]:
+            return asked
+
+
+async def test_who_is_cancelled_while_it_asks_is_cancelled(
+    rabbitmq: RunningRabbitMQ, queue: CeleryQueue
+) -> None:
+    rabbitmq.pause()
+    try:
+        asked = await _unanswered(queue)
+        asked.cancel()
+        with pytest.raises(asyncio.CancelledError):
+            await asked
+    finally:
+        rabbitmq.resume()
     assert await eventually_published(queue, 10) < 3
 
 

@@ -7,7 +7,6 @@ import os
 import signal
 from concurrent.futures import ThreadPoolExecutor
 from datetime import UTC, datetime
-from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import pytest
@@ -16,7 +15,10 @@ from tests.conftest import settings_for
 from tests.integration.processes import until
 
 if TYPE_CHECKING:
+    from pathlib import Path
+
     from tests.conftest import StartGateway
+    from tests.integration.gate import Gate
     from tests.integration.processes import RunningGateway, RunningTorchServe
 
 ECHO = {"do": "echo"}
@@ -49,31 +51,14 @@ def test_a_failing_handler_is_told_apart(
     until(lambda: recovered(gateway), "an answer after the failure")
 
 
-def test_a_worker_killed_in_mid_request_is_a_502_and_comes_back(
-    gateway: RunningGateway, torchserve: RunningTorchServe
-) -> None:
+def test_a_worker_killed_in_mid_request_is_a_502_and_comes_back(gateway: RunningGateway, gate: Gate) -> None:
     with ThreadPoolExecutor() as threads:
-        victim = threads.submit(gateway.ask, "faulty", {"do": "sleep", "seconds": 30})
-        pid = worker_at_work(torchserve)
-        os.kill(pid, signal.SIGKILL)
+        victim = threads.submit(gateway.ask, "faulty", gate.held())
+        os.kill(gate.until_begun(), signal.SIGKILL)
         answer = victim.result()
 
     assert (answer.status_code, answer.json()["detail"]) == (502, "The model's worker died on this request.")
     until(lambda: recovered(gateway), "an answer after the worker's death")
-
-
-def worker_at_work(torchserve: RunningTorchServe) -> int:
-    """The pid of the worker that sleeps in the handler; for a moment TorchServe names one that has died."""
-    until(lambda: _is_asleep(torchserve.worker_pid("faulty")), "the worker at work")
-    return torchserve.worker_pid("faulty")
-
-
-def _is_asleep(pid: int) -> bool:
-    """Whether the process sleeps in clock_nanosleep (Linux), where `time.sleep` waits."""
-    try:
-        return "nanosleep" in Path(f"/proc/{pid}/wchan").read_text()
-    except OSError:
-        return False
 
 
 def test_a_late_answer_is_a_504_and_never_the_next_callers(
@@ -90,16 +75,16 @@ def test_a_late_answer_is_a_504_and_never_the_next_callers(
 
 
 def test_a_full_queue_is_a_503_with_a_time_to_come_back(
-    start_gateway: StartGateway, torchserve: RunningTorchServe
+    start_gateway: StartGateway, torchserve: RunningTorchServe, gate: Gate
 ) -> None:
     none = {f"DEFAULTS__{policy}": "false" for policy in ("COALESCING", "ADMISSION", "BATCHING")}
     gateway = start_gateway(**settings_for(torchserve), **none)  # else the queue is ours
     until(gateway.ready, "a ready gateway")
     with ThreadPoolExecutor() as threads:
-        order = {"do": "sleep", "seconds": 2}
-        first = [threads.submit(gateway.ask, "faulty", order) for _ in range(3)]
+        first = [threads.submit(gateway.ask, "faulty", gate.held()) for _ in range(3)]
         until(lambda: torchserve.pending("faulty") == 2, "a full queue")
         refused = gateway.ask("faulty", ECHO)
+        gate.open()
         answered = [each.result().status_code for each in first]
 
     assert (refused.status_code, refused.json()["type"]) == (503, "/problems/server-busy")
@@ -128,13 +113,13 @@ def test_a_torchserve_that_stops_and_starts_again_is_found_again(
 
 
 def test_a_torchserve_killed_in_mid_request_is_a_502(
-    start_gateway: StartGateway, own_torchserve: RunningTorchServe, tmp_path: Path
+    start_gateway: StartGateway, own_torchserve: RunningTorchServe, tmp_path: Path, gate: Gate
 ) -> None:
     gateway = start_gateway(**_only_faulty(own_torchserve, tmp_path))
     until(gateway.ready, "a ready gateway")
     with ThreadPoolExecutor() as threads:
-        victim = threads.submit(gateway.ask, "faulty", {"do": "sleep", "seconds": 5})
-        worker_at_work(own_torchserve)
+        victim = threads.submit(gateway.ask, "faulty", gate.held())
+        gate.until_begun()
         own_torchserve.process.stop(signal.SIGKILL)
         answer = victim.result()
 
@@ -175,16 +160,18 @@ def test_keys_that_expire_under_load_fail_no_request(
 
 
 def test_requests_in_flight_finish_when_the_gateway_is_stopped(
-    start_gateway: StartGateway, torchserve: RunningTorchServe
+    start_gateway: StartGateway, torchserve: RunningTorchServe, gate: Gate
 ) -> None:
     gateway = start_gateway(**settings_for(torchserve))
     with ThreadPoolExecutor() as threads:
-        last = threads.submit(gateway.ask, "faulty", {"do": "sleep", "seconds": 1.5})
-        worker_at_work(torchserve)
-        code = gateway.process.stop()
+        last = threads.submit(gateway.ask, "faulty", gate.held())
+        gate.until_begun()
+        code = threads.submit(gateway.process.stop)
+        until(lambda: not gateway.answers(), "an end of new requests")
+        gate.open()
 
     assert last.result().status_code == 200
-    assert code == 0
+    assert code.result() == 0
 
 
 def test_the_log_has_no_key_and_no_payload(

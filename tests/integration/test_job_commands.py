@@ -62,11 +62,40 @@ def test_what_failed_is_listed_with_its_reason_and_replayed_one_by_one_or_all(
     code, lines, _ = jobs(gateway.url, "replay", failed)
     assert (code, lines[0][:2]) == (0, [failed, "queued"])
     ended(gateway, failed)
-    assert jobs(gateway.url, "replay", "--all")[1] == [["1 jobs are queued again."]]
+    assert jobs(gateway.url, "replay", "--all")[1] == [["1 queued again."]]
     ended(gateway, failed)
 
     code, _, complaint = jobs(gateway.url, "replay", well)
     assert (code, "Only a failed job can be replayed" in complaint) == (1, True)
     assert jobs(gateway.url, "replay")[0] == 1
-    assert jobs(gateway.url, "replay", "unknown")[2].startswith("The gateway answers 404.")
-    assert jobs("http://127.0.0.1:9", "failed")[0] == 1
+    assert jobs(gateway.url, "replay", "unknown")[2].startswith("unknown: The gateway answers 404.")
+    code, lines, complaint = jobs(gateway.url, "replay", "a/b", failed)
+    assert (code, lines[0][0], complaint[:30]) == (1, failed, "a/b: The gateway answers 404. ")
+    code, _, complaint = jobs(f"{gateway.url}/docs?", "failed")
+    assert (code, "not a Model Dispatcher" in complaint) == (1, True)
+
+
+def test_a_gateway_that_is_not_there_is_told() -> None:
+    assert jobs("http://127.0.0.1:9", "failed") == (
+        *(1, []),
+        "http://127.0.0.1:9 does not answer (ConnectError).\n",
+    )
+    code, _, complaint = jobs("127.0.0.1:9", "failed")
+    assert (code, "--url: should be like http://" in complaint) == (2, True)
+
+
+def test_whoever_reads_the_list_may_stop_reading(gateway: RunningGateway) -> None:
+    submit(gateway, {"do": "echo"})
+    ours, theirs = os.pipe()
+    os.close(ours)
+    listing = subprocess.run(
+        [sys.executable, "-m", "interface.cli", "jobs", "list"],
+        cwd=ROOT,
+        env=os.environ | {"DISPATCHER_URL": gateway.url},
+        stdout=theirs,
+        stderr=subprocess.PIPE,
+        check=False,
+    )
+    os.close(theirs)
+
+    assert (listing.returncode, listing.stderr) == (0, b"")

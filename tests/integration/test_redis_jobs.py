@@ -9,13 +9,18 @@ from contextlib import aclosing, asynccontextmanager
 from typing import TYPE_CHECKING, Any
 
 import pytest
+from pydantic import SecretStr
 from redis import Redis
 
+from bootstrap.jobs import open_shelf
+from bootstrap.settings import JobsSettings
 from domain.errors import QueueUnavailable
+from domain.events import JobsAtRisk
 from domain.job import Chunk, Job, JobStatus
 from domain.ports import Change, Created, IdempotencyKey, NewJob
 from domain.prediction import ModelRef
 from infrastructure.redis_connection import CONNECT_TIMEOUT, LONGEST_BACKOFF, RedisConnection
+from infrastructure.redis_durability import durability
 from infrastructure.redis_job_scripts import AT_ONCE, MOST_BYTES
 from infrastructure.redis_jobs import RedisJobs
 from infrastructure.redis_subscription import RedisSubscription
@@ -25,6 +30,8 @@ from tests.integration.test_redis import eventually
 if TYPE_CHECKING:
     from collections.abc import AsyncIterator, Iterator, Sequence
     from pathlib import Path
+
+    from domain.events import Event
 
 TIMEOUT = 0.5  # seconds for one round trip
 SLACK = 0.5  # what the machine may take longer
@@ -290,6 +297,83 @@ def everything(server: Any) -> dict[bytes, Any]:
     return {key: read.get(server.type(key), server.get)(key) for key in server.scan_iter()}
 
 
+# --- durable
+
+
+@asynccontextmanager
+async def looking(url: str) -> AsyncIterator[tuple[RedisConnection, list[Event]]]:
+    """A connection that looks whether Redis is durable, and what it tells."""
+    told: list[Event] = []
+    connection = RedisConnection(url, observe=told.append, timeout=TIMEOUT, greeting=durability(told.append))
+    async with aclosing(connection):
+        assert await connection.connect()
+        yield connection, told
+
+
+def disconnect_all(redis: RunningRedis) -> None:
+    with Redis(port=redis.port) as server:
+        server.client_kill_filter(_type="normal", skipme=True)
+
+
+async def test_a_redis_that_would_lose_jobs_is_told_of_and_used(own_redis: RunningRedis) -> None:
+    async with looking(own_redis.url) as (connection, told), aclosing(RedisJobs(connection)) as store:
+        assert told == [
+            JobsAtRisk(
+                "Redis has appendonly no (jobs need yes), appendfsync everysec (jobs need always): "
+                "killed, or full, it may lose jobs."
+            )
+        ]
+        await store.create([NewJob(job(), b"1")])
+
+        disconnect_all(own_redis)
+        assert await store.load(["a"]) == [job()]
+        assert len(told) == 1  # it is as it was
+
+
+async def test_a_redis_that_would_evict_jobs_is_told_of_when_it_is_connected_to_again(
+    durable_redis: RunningRedis,
+) -> None:
+    async with looking(durable_redis.url) as (connection, told), aclosing(RedisJobs(connection)) as store:
+        assert told == []
+        for policy in ("allkeys-lru", "noeviction", "volatile-ttl"):
+            with Redis(port=durable_redis.port) as server:
+                server.config_set("maxmemory-policy", policy)
+            disconnect_all(durable_redis)
+            await store.load(["a"])
+
+    assert [event.reason.split(",")[0] for event in told if isinstance(event, JobsAtRisk)] == [
+        "Redis has maxmemory-policy allkeys-lru (jobs need noeviction): killed",
+        "Redis has maxmemory-policy volatile-ttl (jobs need noeviction): killed",
+    ]
+    assert len(told) == 2
+
+
+async def test_of_a_redis_that_does_not_say_whether_it_is_durable_nothing_is_told(
+    own_redis: RunningRedis,
+) -> None:
+    with Redis(port=own_redis.port) as server:
+        server.acl_setuser(
+            "us", enabled=True, passwords=["+pw"], keys="*", channels="*", categories=["+@all", "-@admin"]
+        )
+    url = own_redis.url.replace("//", "//us:pw@")
+    async with looking(url) as (connection, told), aclosing(RedisJobs(connection)) as store:
+        await store.create([NewJob(job(), b"1")])
+
+        assert (await store.load(["a"]), told) == ([job()], [])
+
+
+async def test_a_shelf_whose_redis_would_lose_jobs_says_so_in_the_log(
+    own_redis: RunningRedis, caplog: pytest.LogCaptureFixture
+) -> None:
+    chosen = JobsSettings(redis=SecretStr(own_redis.url), broker=SecretStr("amqp://127.0.0.1:1/"))
+    async with open_shelf(chosen) as shelf:
+        assert await shelf.records.store.load(["a"]) == [None]
+
+    (record,) = [each for each in caplog.records if each.name == "dispatcher"]
+    assert (record.levelname, record.getMessage()) == ("WARNING", "jobs at risk")
+    assert "appendonly no" in getattr(record, "fields")["reason"]  # noqa: B009  it is not declared
+
+
 # --- many, large and long
 
 
@@ -368,6 +452,24 @@ async def test_nothing_is_left_of_a_job_that_is_deleted(own_redis: RunningRedis)
         await store.create([NewJob(job(), b"1", key)])
         await store.save([Change(begun(job())), Change(finished(begun(job())), 0, b"2")])
         await store.delete(["a"])
+
+    with Redis(port=own_redis.port) as server:
+        assert server.keys() == [b"dispatcher:sequence"]
+
+
+@pytest.mark.parametrize("status", list(JobStatus))
+async def test_what_was_evicted_is_forgotten_for_good(own_redis: RunningRedis, status: JobStatus) -> None:
+    async with storing(own_redis) as store:
+        await store.create([NewJob(job(each, status=status, bulk=each == "b"), b"1") for each in "abc"])
+        with Redis(port=own_redis.port) as server:
+            server.delete("dispatcher:j:a", "dispatcher:j:b")
+        due = await store.due(NOW + 1e6, 10)
+        await store.delete([each for each in due if each != "c"])
+
+        assert sorted(due) == ["a", "b", "c"]
+        assert await store.due(NOW + 1e6, 10) == ["c"]
+        assert [each.id for each in (await store.page(10)).jobs] == ["c"]
+        await store.delete(["c"])
 
     with Redis(port=own_redis.port) as server:
         assert server.keys() == [b"dispatcher:sequence"]

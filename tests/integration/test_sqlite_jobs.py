@@ -16,17 +16,24 @@ from typing import TYPE_CHECKING
 import pytest
 
 from application.job_records import JobRecords
+from bootstrap.gateway import assemble
+from bootstrap.jobs import looked_after, open_shelf
+from bootstrap.settings import JobsSettings, Settings
 from domain.errors import QueueUnavailable
 from domain.job import Chunk, JobStatus
 from domain.ports import Change, Created, IdempotencyKey, NewJob
 from infrastructure import sqlite_database
+from infrastructure.memory_cache import MemoryCache
 from infrastructure.sqlite_database import JobStoreError
-from infrastructure.sqlite_jobs import FURTHEST, MIGRATIONS, SqliteJobs
+from infrastructure.sqlite_job_schema import MIGRATIONS
+from infrastructure.sqlite_jobs import FURTHEST, TOGETHER, SqliteJobs
 from tests.integration.processes import ROOT
 from tests.integration.test_job_store import begun, finished, job, new
 
 if TYPE_CHECKING:
     from collections.abc import AsyncIterator, Callable, Iterator
+
+    from domain.prediction import Json
 
 CALLERS = 32
 
@@ -331,7 +338,57 @@ async def test_who_gives_up_waiting_disturbs_nobody(store: SqliteJobs) -> None:
     assert None not in await store.load(kept)
 
 
+async def test_a_database_that_fails_at_the_start_leaves_nothing_running(path: Path) -> None:
+    settings = Settings(jobs=JobsSettings(path=path))
+    models = assemble(settings, [], MemoryCache(0))
+    async with open_shelf(settings.jobs) as shelf:
+        assert isinstance(shelf.records.store, SqliteJobs)
+        await shelf.records.store.aclose()
+
+        with pytest.raises(QueueUnavailable):
+            async with looked_after(shelf, models.predictions, settings.jobs):
+                pytest.fail("it is closed")
+
+        assert asyncio.all_tasks() == {asyncio.current_task()}
+
+
 # --- many
+
+
+async def test_a_bundle_may_be_of_any_number_of_jobs(store: SqliteJobs) -> None:
+    def as_elsewhere(database: sqlite3.Connection) -> None:
+        database.setlimit(sqlite3.SQLITE_LIMIT_VARIABLE_NUMBER, 32_766)  # SQLite's own; Debian's is higher
+
+    await store._database.write(as_elsewhere)
+    sizes = [1, 2, 3, TOGETHER - 1, TOGETHER, TOGETHER + 1, 5_000]
+    for size in sizes:
+        ids = [f"{size}-{i}" for i in range(size)]
+        assert await store.create([new(each) for each in ids]) == [Created(each) for each in ids]
+        assert await store.load(ids) == [job(each) for each in ids]
+
+    assert (await store.backlog(bulk=False)).jobs == sum(sizes)
+    assert [each.id for each in (await store.page(2)).jobs] == ["5000-4999", "5000-4998"]
+
+
+@pytest.mark.parametrize(("parameters", "instances"), [({}, b"x" * 200_000), ({"k": "x" * 200_000}, b"[]")])
+async def test_what_jobs_were_accepted_with_is_not_kept_in_memory(
+    store: SqliteJobs, parameters: dict[str, Json], instances: bytes
+) -> None:
+    await store.create([NewJob(job("first", parameters=parameters), instances)])
+    before = _megabytes()
+
+    for size in (*range(1, 21), TOGETHER):
+        jobs = [job(f"{size}-{i}", parameters=parameters) for i in range(size)]
+        await store.create([NewJob(each, instances) for each in jobs])
+
+    assert _megabytes() - before < 40  # 93 were accepted, and 16 are the database's pages
+    assert await store.instances([Chunk(f"{TOGETHER}-{TOGETHER - 1}", 0)]) == [instances]
+
+
+def _megabytes() -> float:
+    """What this process has of the machine's memory."""
+    pages = int(Path("/proc/self/statm").read_text().split()[1])
+    return pages * os.sysconf("SC_PAGESIZE") / 1e6
 
 
 async def test_a_position_is_counted_so_far_and_no_further(store: SqliteJobs) -> None:

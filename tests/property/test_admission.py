@@ -93,7 +93,7 @@ async def run(calls: list[Call], limit: int, max_waiting: int) -> tuple[Watched,
     return inner, admission
 
 
-@settings(max_examples=150, deadline=None)
+@settings(max_examples=150)
 @given(CALLS, st.integers(1, 16), st.integers(1, 40))
 def test_everybody_hears_the_limit_holds_and_nothing_is_left(
     calls: list[Call], limit: int, max_waiting: int
@@ -106,7 +106,7 @@ def test_everybody_hears_the_limit_holds_and_nothing_is_left(
     assert (admission.in_flight, admission.waiting) == (0, 0)
 
 
-@settings(max_examples=100, deadline=None)
+@settings(max_examples=100)
 @given(st.lists(st.tuples(st.floats(20, 50), st.booleans()), max_size=20), st.integers(1, 4))
 def test_of_those_who_wait_the_earliest_deadline_of_each_kind_is_first(
     waiting: list[tuple[float, bool]], limit: int

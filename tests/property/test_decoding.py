@@ -25,10 +25,11 @@ scalars = (
 documents = st.recursive(
     scalars,
     lambda inner: st.lists(inner) | st.dictionaries(st.text(st.characters(exclude_categories=["Cs"])), inner),
+    max_leaves=20,
 )
 bodies = st.fixed_dictionaries(
     {"model_name": st.text(st.characters(exclude_categories=["Cs"]), min_size=1, max_size=256)}
-    | {"instances": st.lists(documents, min_size=1, max_size=20)},
+    | {"instances": st.lists(documents, min_size=1, max_size=5)},
     optional={
         "model_version": st.none() | st.just("1.0"),
         "parameters": st.dictionaries(st.text(st.characters(exclude_categories=["Cs"])), documents),

@@ -16,7 +16,7 @@ from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
 import pytest
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 
 from application import asking, job_runner, job_service
@@ -357,7 +357,6 @@ def _small_chunks() -> Iterator[None]:
         yield
 
 
-@settings(deadline=None)
 @given(
     callers=st.lists(callers, min_size=1, max_size=6),
     fates=st.lists(fates, max_size=8),

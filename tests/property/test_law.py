@@ -14,7 +14,7 @@ from types import SimpleNamespace
 from typing import TYPE_CHECKING, Any
 
 import pytest
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 
 from application.batch import BROKEN
@@ -322,7 +322,6 @@ def _nothing_but_virtual_time() -> Iterator[None]:
         yield
 
 
-@settings(deadline=None)
 @given(
     callers=st.lists(callers, min_size=10, max_size=30),
     models=st.fixed_dictionaries({"m": models, "n": models}),

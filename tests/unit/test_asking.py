@@ -58,7 +58,9 @@ def until(time: float, error: BaseException) -> Callable[[PredictionRequest], Ba
 
 
 async def ask(model: Any, instances: Sequence[Json], chance: float = 1.0) -> list[Outcome]:
-    return await Asking(JOB, model, chance=lambda: chance, answered=lambda: None).outcomes(instances)
+    return await Asking(
+        JOB, model, chance=lambda: chance, answered=lambda: None, failed=lambda: None
+    ).outcomes(instances)
 
 
 def answers(instances: Sequence[Json]) -> list[Outcome]:
@@ -68,7 +70,7 @@ def answers(instances: Sequence[Json]) -> list[Outcome]:
 @virtual_time
 async def test_the_model_is_asked_as_the_job_says() -> None:
     model = Model()
-    asking = Asking(JOB, model, chance=lambda: 0.0, answered=lambda: None)
+    asking = Asking(JOB, model, chance=lambda: 0.0, answered=lambda: None, failed=lambda: None)
     assert await asking.outcomes(["a", "b"]) == ["<a>", "<b>"]
     (request,) = model.asked
     assert (request.model, request.instances, request.parameters) == (JOB.model, ("a", "b"), {"k": 1})
@@ -79,7 +81,7 @@ async def test_the_model_is_asked_as_the_job_says() -> None:
 @virtual_time
 async def test_an_answer_that_names_no_version_does_not_hide_the_one_before() -> None:
     model = Model()
-    asking = Asking(JOB, model, chance=lambda: 0.0, answered=lambda: None)
+    asking = Asking(JOB, model, chance=lambda: 0.0, answered=lambda: None, failed=lambda: None)
     await asking.outcomes(["a"])
     model.version = None
     await asking.outcomes(["a"])

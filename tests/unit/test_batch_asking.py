@@ -37,8 +37,11 @@ class FakeGateway(httpx.AsyncBaseTransport):
         self._reply = reply
         self.asked: list[list[Any]] = []
         self.headers = httpx.Headers()
+        self.lives = True
 
     async def handle_async_request(self, request: httpx.Request) -> httpx.Response:
+        if request.url.path == "/gateway/health/live":
+            return httpx.Response(200 if self.lives else 502)
         assert request.url.path == "/gateway/dispatch_model"
         body = json.loads(await request.aread())
         assert (body["model_name"], body["model_version"], body["parameters"]) == ("m", "2", {"k": 1})
@@ -118,6 +121,30 @@ def test_what_passes_is_asked_again(passing: httpx.Response | Exception) -> None
         assert asking.trouble is None
 
     test()
+
+
+@virtual_time
+async def test_where_a_gateway_that_lives_breaks_off_the_row_fails_that_it_breaks_off_at() -> None:
+    def breaks_off_at_two(instances: list[Any]) -> None:
+        if 2 in instances:
+            raise httpx.ReadError("reset")
+
+    gateway = FakeGateway(breaks_off_at_two)
+
+    outcomes = await gateway.asking().answer(texts(1, 2, 3))
+
+    assert (outcomes[0].prediction, outcomes[2].prediction) == (2, 6)
+    assert outcomes[1].problem is not None
+    assert outcomes[1].problem["title"] == "The gateway breaks off"
+    assert now() >= 3, "who is started again just now should not cost a row"
+
+
+@virtual_time
+async def test_where_a_gateway_breaks_off_and_is_gone_it_is_waited_for() -> None:
+    gateway = FakeGateway(in_turn(*[httpx.ReadError("reset")] * 20))
+    gateway.lives = False
+
+    assert details(await gateway.asking().answer(texts(1))) == [2]
 
 
 @virtual_time

@@ -101,6 +101,16 @@ def test_an_input_may_get_another_name(path: Path) -> None:
         assert output.tally.rows == 3
 
 
+def test_an_input_may_have_a_name_that_is_no_text(path: Path) -> None:
+    asked = ASKED | {"input": "\udcff.csv"}
+    begin(path)
+    with closing(Output(path, asked, overwrite=True)) as output:
+        output.write(rows(1), [Outcome(1)])
+
+    with closing(Output(path, asked)) as output:
+        assert output.tally.rows == 1
+
+
 def test_a_file_that_is_no_output_of_ours_is_left_alone(path: Path) -> None:
     path.write_text("precious")
 
@@ -146,7 +156,7 @@ def test_a_run_that_wrote_nothing_leaves_nothing(path: Path) -> None:
     assert path.read_bytes() == LINES
 
 
-@pytest.mark.parametrize("name", ["", "no-folder/out.jsonl"])
+@pytest.mark.parametrize("name", ["", "no-folder/out.jsonl", "/"])
 def test_what_cannot_be_written_is_told(tmp_path: Path, name: str) -> None:
     with pytest.raises(Unusable, match=r"is not a file|cannot be written: No such file"):
         Output(tmp_path / name, ASKED)

@@ -202,7 +202,7 @@ def test_a_line_without_an_end_does_not_fill_the_memory(
 ) -> None:
     monkeypatch.setattr(text_file, "LONGEST", 100)
 
-    with pytest.raises(Unusable, match="a line of more than 100 bytes"):
+    with pytest.raises(Unusable, match="a line of more than 100 bytes: line 2"):
         read(written(tmp_path, "a.jsonl", '"a"\n"' + "x" * 200 + '"\n'))
 
 

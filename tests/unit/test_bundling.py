@@ -4,7 +4,7 @@ import asyncio
 
 import pytest
 
-from application.bundling import BUNDLE, Bundling
+from application.bundling import BUNDLE, PORTION, Bundling
 from domain.errors import QueueUnavailable
 from domain.job import Chunk
 from tests.fakes_jobs import FakeJobQueue
@@ -37,9 +37,27 @@ async def test_the_two_kinds_do_not_travel_together() -> None:
 
 
 @virtual_time
-async def test_what_is_together_already_waits_for_nobody() -> None:
+async def test_of_interactive_chunks_no_more_travel_together_whoever_publishes_them() -> None:
     queue = FakeJobQueue()
     await Bundling(queue).publish(MANY, bulk=False)
+    assert queue.publishes == [BUNDLE, 8]
+    assert queue.deliver(bulk=False) == MANY
+
+
+@pytest.mark.parametrize("bulk", [False, True])
+@virtual_time
+async def test_who_publishes_a_great_many_does_so_in_portions(bulk: bool) -> None:
+    queue = FakeJobQueue()
+    many = [Chunk("j", i) for i in range(PORTION + 1)]
+    await Bundling(queue).publish(many, bulk=bulk)
+    assert queue.publishes == [PORTION, 1] if bulk else [BUNDLE] * (PORTION // BUNDLE) + [1]
+    assert queue.deliver(bulk=bulk) == many
+
+
+@virtual_time
+async def test_bulk_chunks_that_are_together_already_wait_for_nobody() -> None:
+    queue = FakeJobQueue()
+    await Bundling(queue).publish(MANY, bulk=True)
     assert queue.publishes == [len(MANY)]
 
 

@@ -108,6 +108,20 @@ async def test_a_job_is_forgotten_after_its_retention() -> None:
 
 
 @virtual_time
+async def test_a_webhook_that_fails_is_called_once_at_least_and_as_long_as_the_job_is_kept() -> None:
+    house = House()
+    house.webhooks.status["hooks.example"] = 500
+    await house.end((await house.accept("a", HOOK))._replace(retention=0.0))
+    await house.end((await house.accept("b", HOOK))._replace(retention=600.0))
+    async with house.kept():
+        await asyncio.sleep(100)
+        assert "a" not in house.store.jobs
+        await asyncio.sleep(501)
+    assert (house.store.jobs, house.store.results) == ({}, {})
+    assert Counter(message for _, message, _ in house.webhooks.called) == {"a:0": 1, "b:0": 3}
+
+
+@virtual_time
 async def test_a_webhook_is_called_within_a_second_of_the_jobs_end() -> None:
     house = House()
     job = await house.accept("a", HOOK)
@@ -495,13 +509,12 @@ async def test_a_running_job_is_lost_only_after_half_an_hour_and_only_what_is_op
 
 
 @virtual_time
-async def test_lost_chunks_are_handed_over_in_portions() -> None:
+async def test_of_many_that_are_lost_the_oldest_is_queued_first() -> None:
     house = House()
-    job = await house.accept("a", bulk=True)
-    house.store.jobs["a"] = job._replace(total=500 * 1_000)
+    for number in range(450):
+        await house.accept(f"j{number:03}")
     await house.keeper().search(queued=0.0, running=0.0)
-    assert max(house.queue.publishes) <= 256
-    assert len(house.queue.published) == 1_000
+    assert house.queue.published == [Chunk(f"j{number:03}", 0) for number in range(450)]
 
 
 @virtual_time
@@ -513,7 +526,7 @@ async def test_a_search_does_not_read_jobs_of_a_backlog_that_is_not_lost() -> No
     await asyncio.sleep(100)
     house.store.calls.clear()
     await house.keeper().search(queued=30.0, running=1_800.0)
-    assert sum(method == "page" for method, _ in house.store.calls) == 1  # the running ones
+    assert sum(method == "page" for method, _ in house.store.calls) == 2  # of the running ones
 
 
 @virtual_time

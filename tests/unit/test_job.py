@@ -50,6 +50,13 @@ def test_a_begun_chunk_makes_the_job_run_since_the_first_time() -> None:
     assert again.open_chunks() == NEW.open_chunks()
 
 
+def test_a_chunk_that_nobody_works_may_never_have_been_queued() -> None:
+    job = finish(sure(sure(NEW.begun(0, 110.0)).begun(1, 111.0)), 0)
+    assert job.untouched_chunks() == (Chunk("j", 2),)
+    assert sure(job.put_back(1, 112.0)).untouched_chunks() == (Chunk("j", 1), Chunk("j", 2))
+    assert job.canceled(113.0).untouched_chunks() == ()
+
+
 def test_every_change_is_counted_and_dated() -> None:
     begun = sure(NEW.begun(1, 110.0))
     assert (begun.revision, begun.changed_at) == (1, 110.0)
@@ -167,6 +174,21 @@ def test_the_end_of_a_job_is_told_at_once_and_it_is_not_forgotten_before_that_is
 
     done = late.notified(over.webhook.attempted(Attempt(122.0, 200)), 122.0)
     assert done.due() == 1120.0
+    assert [late.outlived(5e6), done.outlived(1119.0), done.outlived(1120.0)] == [False, False, True]
+    assert not told.outlived(5e6)
+
+
+def test_a_webhook_that_fails_does_not_keep_a_job_beyond_its_retention() -> None:
+    over = finish(ONE._replace(webhook=Delivery("http://example.org"), retention=200.0), 0)
+    assert over.webhook is not None
+    once = over.webhook.attempted(Attempt(122.0, 500, "no"))
+    tried = over.notified(once, 122.0)
+    again = over.notified(once.attempted(Attempt(130.0, 500, "no")), 130.0)
+
+    assert (tried.due(), again.due()) == (127.0, 320.0)  # the next call would be at 430
+    assert (again.outlived(319.0), again.outlived(320.0)) == (False, True)
+    asked_for = again.notified(again.webhook.scheduled(400.0), 400.0) if again.webhook else again
+    assert (asked_for.due(), asked_for.outlived(400.0)) == (400.0, False)
 
 
 def test_a_failure_is_the_errors_kind_and_detail_and_the_models_own_code() -> None:

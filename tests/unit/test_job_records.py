@@ -57,6 +57,59 @@ async def test_of_two_who_make_the_same_change_one_is_told_none() -> None:
 
 
 @virtual_time
+async def test_of_those_who_change_one_job_in_one_process_none_does_so_in_vain() -> None:
+    store, records, _ = await two_processes()
+    many = JOB._replace(id="many", total=50)
+    await records.create(NewJob(many, b"[]"))
+    store.calls.clear()
+
+    await asyncio.gather(*(records.change(many, lambda job, i=i: finished(job, i)) for i in range(50)))  # type: ignore[misc]
+
+    assert store.jobs["many"].done == 50
+    assert store.calls == [("save", 1)] * 50
+    assert records._turns == {}
+
+
+@virtual_time
+async def test_those_who_change_one_job_do_not_hold_up_another() -> None:
+    _, records, _ = await two_processes()
+    await records.create(NewJob(JOB._replace(id="k"), b"[]"))
+    at = asyncio.get_running_loop().time()
+    first = asyncio.gather(*(records.change(JOB, lambda job, i=i: finished(job, i)) for i in range(4)))  # type: ignore[misc]
+    await records.change(JOB._replace(id="k"), lambda job: finished(job, 0))
+    assert asyncio.get_running_loop().time() - at <= 2.0
+    await first
+
+
+@virtual_time
+async def test_where_the_store_fails_one_who_changes_a_job_those_behind_do_not_wait_to_be_told() -> None:
+    store, records, _ = await two_processes()
+    store.trouble.seconds, store.trouble.down = 10.0, True
+    at = asyncio.get_running_loop().time()
+    told = await asyncio.gather(
+        *(records.change(JOB, lambda job, i=i: finished(job, i)) for i in range(4)),  # type: ignore[misc]
+        return_exceptions=True,
+    )
+    assert {type(each) for each in told} == {QueueUnavailable}
+    assert asyncio.get_running_loop().time() - at == 10.0
+    store.trouble.down = False
+    assert await records.change(JOB, lambda job: finished(job, 0)) is not None
+
+
+@virtual_time
+async def test_who_is_cancelled_while_it_changes_a_job_disturbs_nobody_behind() -> None:
+    store, records, _ = await two_processes()
+    changes = [asyncio.create_task(records.change(JOB, lambda job, i=i: finished(job, i))) for i in range(4)]  # type: ignore[misc]
+    await asyncio.sleep(0.5)
+    changes[0].cancel()
+    changes[2].cancel()
+    await asyncio.wait(changes)
+    await records.aclose()
+    assert store.jobs["j"].finished == 0b1011  # the first was on its way
+    assert records._turns == {}
+
+
+@virtual_time
 async def test_who_changes_a_job_that_is_gone_is_told_none() -> None:
     store, records, _ = await two_processes()
     await store.delete(["j"])

@@ -36,9 +36,10 @@ class Site:
     script: Callable[[PredictionRequest], BaseException | None] = lambda _: None
     asked: list[PredictionRequest] = field(default_factory=list)
     timeout: float = DAY
+    bulk: bool = True
 
     def __post_init__(self) -> None:
-        self.job = Job("j", ModelRef("m"), 4, 2, EPOCH, EPOCH + self.timeout, DAY, bulk=True)
+        self.job = Job("j", ModelRef("m"), 4, 2, EPOCH, EPOCH + self.timeout, DAY, bulk=self.bulk)
 
     async def begin(self) -> Site:
         await self.store.put_instances([(FIRST, b'["a","b"]'), (Chunk("j", 1), b'["c","d"]')])
@@ -168,13 +169,58 @@ async def test_what_nobody_can_answer_is_queued_anew_after_a_while_and_never_giv
     site.script = lambda _: errors.NoServerAvailable()
     for i in range(1, MOST_ATTEMPTS + 3):
         await site.runner().run([FIRST])
-        assert now() == pytest.approx(i * PATIENCE)
+        assert i * PATIENCE <= now() < i * (PATIENCE + 6.0)
         assert site.queue.deliver(bulk=True) == [FIRST]
     assert site.queue.deliver(bulk=False) == []
 
     site.script = lambda _: None
     await site.runner().run([FIRST])
     assert site.outcomes() == [{"prediction": "<a>"}, {"prediction": "<b>"}]
+
+
+@pytest.mark.parametrize("error", [errors.ModelNotFound("gone"), errors.VersionNotFound("gone")])
+@virtual_time
+async def test_a_job_for_a_model_that_is_gone_fails_and_is_not_queued_for_ever(
+    error: errors.DispatchError,
+) -> None:
+    site = await Site().begin()
+    site.script = lambda _: error
+    await site.runner().run([FIRST])
+    assert (
+        site.outcomes() == [{"error": {"kind": Failure.of(error).kind, "detail": "gone", "code": None}}] * 2
+    )
+    assert site.queue.published == []
+
+
+@virtual_time
+async def test_an_answer_may_take_longer_than_failures_are_waited_out() -> None:
+    site = await Site(seconds=2 * PATIENCE).begin()
+    await site.runner().run([FIRST])
+    assert site.outcomes() == [{"prediction": "<a>"}, {"prediction": "<b>"}]
+    assert now() == 2 * PATIENCE
+
+
+@virtual_time
+async def test_instances_that_are_too_many_for_one_deadline_are_asked_apart() -> None:
+    site = await Site(seconds=30.0).begin()
+    site.script = lambda r: errors.DeadlineExceeded() if len(r.instances) > 1 else None
+    await site.runner().run([FIRST])
+    assert site.outcomes() == [{"prediction": "<a>"}, {"prediction": "<b>"}]
+    assert site.queue.published == []
+
+
+@virtual_time
+async def test_who_gives_up_a_chunk_of_a_life_that_is_over_leaves_the_next_alone() -> None:
+    site = await Site().begin()
+    site.script = lambda _: errors.NoServerAvailable()
+    slow = asyncio.create_task(site.runner().run([FIRST]))
+    await asyncio.sleep(1.5)
+    failed = site.recorded()._replace(status=JobStatus.FAILED, revision=site.recorded().revision + 1)
+    again = failed.replayed(clock()).begun(0, clock())
+    assert again is not None
+    site.store.jobs["j"] = again
+    await slow
+    assert (site.recorded(), site.queue.published) == (again, [])
 
 
 @virtual_time
@@ -335,7 +381,7 @@ async def test_a_chunk_is_worked_on_for_as_long_as_answers_come() -> None:
 
 @virtual_time
 async def test_a_chunk_that_others_may_have_died_of_is_worked_alone() -> None:
-    site = await Site().begin()
+    site = await Site(bulk=False).begin()
     for _ in range(ALONE):
         killed = asyncio.create_task(site.runner().run([FIRST, Chunk("j", 1)]))
         await asyncio.sleep(0.5)
@@ -343,8 +389,10 @@ async def test_a_chunk_that_others_may_have_died_of_is_worked_alone() -> None:
         await asyncio.wait([killed])
     asked = len(site.asked)
 
+    site.queue.trouble.seconds = 1.0
     await site.runner().run([FIRST, Chunk("j", 1)])
     assert len(site.asked) == asked
+    assert site.queue.deliver(bulk=False) == []  # there they would meet again
     for chunk in site.queue.deliver(bulk=True):
         await site.runner().run([chunk])
     assert site.recorded().status is JobStatus.SUCCEEDED

@@ -8,13 +8,14 @@ from typing import TYPE_CHECKING
 
 import pytest
 
+from application.bundling import PORTION, Bundling
 from application.job_records import JobRecords
 from application.job_runner import JobRunner
-from application.job_service import CHUNK, MOST_PUBLISHED, JobService, Submission, encode
+from application.job_service import CHUNK, JobService, Submission, encode
 from application.job_watch import LOOK_AGAIN
 from domain import errors
 from domain.job import Chunk, Job, JobStatus
-from domain.ports import IdempotencyKey
+from domain.ports import Created, IdempotencyKey
 from domain.prediction import ModelRef, PredictionResult
 from domain.webhook import Delivery
 from tests.fakes_jobs import FakeJobQueue, FakeJobStore
@@ -54,7 +55,7 @@ class Site:
         )
 
     def process(self) -> JobService:
-        return JobService(JobRecords(self.store), self.queue, clock=clock, check=check)
+        return JobService(JobRecords(self.store), Bundling(self.queue), clock=clock, check=check)
 
     async def predict(self, request: PredictionRequest) -> PredictionResult:
         await asyncio.sleep(1.0)
@@ -145,6 +146,51 @@ async def test_what_could_not_be_recorded_is_not_queued() -> None:
     with pytest.raises(errors.QueueUnavailable):
         await site.jobs.submit(TODO, ["a"])
     assert site.queue.published == []
+
+
+@pytest.mark.parametrize("leaves_at", [0.5, 1.5, 2.5])  # before, and while, it is recorded; when it is queued
+@virtual_time
+async def test_a_caller_who_leaves_before_the_job_is_accepted_leaves_nothing(leaves_at: float) -> None:
+    site = Site()
+    site.store.trouble.seconds = site.queue.trouble.seconds = 1.0
+    before = asyncio.create_task(site.jobs.submit(KEYED, ["b"]))
+    await settle()  # the next one waits for this one's way to the store
+    leaving = asyncio.create_task(site.jobs.submit(TODO, ["a"]))
+    await asyncio.sleep(leaves_at)
+    leaving.cancel()
+    await asyncio.wait([leaving])
+    await asyncio.sleep(5.0)
+    assert leaving.cancelled()
+    assert [*site.store.jobs] == [(await before).id]
+
+
+@virtual_time
+async def test_a_large_job_that_cannot_be_recorded_leaves_nothing() -> None:
+    class Full(FakeJobStore):
+        async def create(self, jobs: object) -> list[Created]:  # noqa: ARG002
+            raise errors.Overloaded
+
+    site = Site(Full())
+    with pytest.raises(errors.Overloaded):
+        await site.jobs.submit_chunks(TODO, pieces(CHUNK + 1))
+    assert site.store.inputs == {}
+
+
+@virtual_time
+async def test_a_large_job_of_which_a_part_was_queued_is_queued_whole_when_its_caller_comes_again() -> None:
+    site, total = Site(), CHUNK * (PORTION + 2)
+    site.queue.trouble.seconds = 1.0
+    asyncio.get_running_loop().call_later(1.5, vars(site.queue.trouble).update, {"down": True})
+    with pytest.raises(errors.QueueUnavailable):
+        await site.jobs.submit_chunks(replace(KEYED, bulk=True), pieces(total))
+    (job,) = site.store.jobs.values()
+    await site.runner.run([Chunk(job.id, 0)])
+    site.queue.trouble.down = False
+    site.queue.published.clear()
+
+    again = await site.jobs.submit_chunks(replace(KEYED, bulk=True), pieces(total))
+    assert (again.id, again.status) == (job.id, JobStatus.RUNNING)
+    assert site.queue.published == [Chunk(job.id, i) for i in range(1, PORTION + 2)]
 
 
 @virtual_time
@@ -300,11 +346,10 @@ async def test_one_waits_for_a_job_until_it_is_over_or_as_long_as_one_wants_to()
 @virtual_time
 async def test_a_large_job_is_recorded_and_queued_in_chunks() -> None:
     site = Site()
-    job = await site.jobs.submit_chunks(TODO, pieces(CHUNK * MOST_PUBLISHED + 1))
-    assert (job.total, job.chunks) == (CHUNK * MOST_PUBLISHED + 1, MOST_PUBLISHED + 1)
-    assert site.queue.publishes == [MOST_PUBLISHED, 1]
-    assert site.queue.published == [Chunk(job.id, i) for i in range(MOST_PUBLISHED + 1)]
-    assert json.loads(site.store.inputs[Chunk(job.id, MOST_PUBLISHED)]) == [CHUNK * MOST_PUBLISHED]
+    job = await site.jobs.submit_chunks(TODO, pieces(CHUNK * PORTION + 1))
+    assert (job.total, job.chunks) == (CHUNK * PORTION + 1, PORTION + 1)
+    assert site.queue.published == [Chunk(job.id, i) for i in range(PORTION + 1)]
+    assert json.loads(site.store.inputs[Chunk(job.id, PORTION)]) == [CHUNK * PORTION]
 
 
 @virtual_time
@@ -450,6 +495,21 @@ async def test_a_failed_job_is_replayed_with_as_much_time_as_it_had() -> None:
     assert [piece async for piece in site.jobs.outcomes(job.id)] == [b'{"prediction":"<a>"}\n']
     with pytest.raises(errors.JobConflict):
         await site.jobs.replay(job.id)
+
+
+@virtual_time
+async def test_a_replay_that_could_not_be_queued_is_repeated_until_it_is() -> None:
+    site = Site()
+    job = await failed(site)
+    site.queue.trouble.down = True
+    with pytest.raises(errors.QueueUnavailable):
+        await site.jobs.replay(job.id)
+    site.queue.trouble.down = False
+
+    again = await site.jobs.replay(job.id)
+    assert (again.status, again.replays) == (JobStatus.QUEUED, 1)
+    await site.work()
+    assert (await site.jobs.get(job.id)).status is JobStatus.SUCCEEDED
 
 
 @virtual_time

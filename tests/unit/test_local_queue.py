@@ -22,10 +22,11 @@ def chunks(*numbers: int) -> list[Chunk]:
 
 @dataclass
 class Work:
-    """Takes `seconds`; fails as often as `failures` says for a chunk."""
+    """Takes `seconds`; fails with `error` as often as `failures` says for a chunk."""
 
     seconds: float = 1.0
     failures: dict[int, int] = field(default_factory=dict)
+    error: Exception = field(default_factory=lambda: ValueError("a bug"))
     done: list[tuple[int, float]] = field(default_factory=list)
     in_flight: set[int] = field(default_factory=set)
 
@@ -38,7 +39,7 @@ class Work:
             self.in_flight.remove(chunk.number)
         if self.failures.get(chunk.number):
             self.failures[chunk.number] -= 1
-            raise QueueUnavailable("the store is gone")
+            raise self.error
         self.done.append((chunk.number, now()))
 
 
@@ -94,6 +95,19 @@ async def test_what_failed_is_tried_again_after_a_pause_and_only_that(
         await run(queue, work, 20.0)
     assert work.done == [(1, 1 + PAUSE + 1), (0, 2 * (1 + PAUSE) + 1 + 1)]
     assert "chunk of job j" in caplog.text
+
+
+@virtual_time
+async def test_a_store_that_is_gone_is_waited_for_without_a_traceback_for_each_chunk(
+    caplog: pytest.LogCaptureFixture,
+) -> None:
+    work = Work(failures={0: 3}, error=QueueUnavailable("the store is gone"))
+    queue = LocalQueue()
+    await queue.publish(chunks(0), bulk=False)
+    with caplog.at_level(logging.INFO):
+        await run(queue, work, 20.0)
+    assert work.done == [(0, 3 * (1 + PAUSE) + 1)]
+    assert caplog.text == ""
 
 
 @virtual_time

@@ -141,6 +141,9 @@ def test_a_models_own_keys_win_over_the_defaults(folder: Path) -> None:
             "redis.url (DISPATCHER_REDIS__URL): Value error, should",
         ),
         ("DISPATCHER_LOG__FORMAT", "xml", "'auto', 'json' or 'console'"),
+        ("DISPATCHER_JOBS__REDIS", "redis://:secret#1@a", "jobs.redis (DISPATCHER_JOBS__REDIS): Value error"),
+        ("DISPATCHER_JOBS__BROKER", "amqp://b:secret[1@a/", "is no URL: user and password should have %23"),
+        ("DISPATCHER_JOBS__WEBHOOK_SECRETS", "whsec_secret", 'JSON there, like ["a", "b"]'),
     ],
 )
 def test_what_is_wrong_is_named_with_what_is_allowed(

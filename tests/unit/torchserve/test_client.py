@@ -415,7 +415,7 @@ async def outcome(reply: Reply, *, bare: bool) -> None:
             await asked(always(reply), bare=bare)
 
 
-@settings(deadline=None, max_examples=300)
+@settings(max_examples=300)
 @given(
     status=st.one_of(st.integers(0, 1200).map(b"%d".__mod__), st.binary(max_size=5)),
     head=st.lists(
@@ -454,7 +454,7 @@ def test_whatever_a_server_sends_is_an_answer_or_a_dispatch_error(
     asyncio.run(outcome(reply, bare=bare))
 
 
-@settings(deadline=None, max_examples=100)
+@settings(max_examples=100)
 @given(st.binary(max_size=200))
 def test_whatever_bytes_come_are_a_dispatch_error(data: bytes) -> None:
     asyncio.run(outcome(Reply(data, "fin"), bare=False))
