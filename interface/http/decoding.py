@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from dataclasses import fields
-from typing import TYPE_CHECKING, Annotated, Generic, TypeVar
+from dataclasses import dataclass, field, fields
+from typing import TYPE_CHECKING, Annotated, Any, ClassVar, Generic, TypeVar
 
 from pydantic import Field, TypeAdapter, ValidationError
 
@@ -13,9 +13,9 @@ from interface.http.body import parse_json
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Sequence
-    from typing import Any
 
     from _typeshed import DataclassInstance
+    from pydantic import ConfigDict
     from pydantic_core import ErrorDetails
 
     from domain.prediction import Json
@@ -25,6 +25,20 @@ T = TypeVar("T", bound="DataclassInstance")
 MOST_ERRORS = 20  # of one body that are worth telling
 
 Name = Annotated[str, Field(min_length=1, max_length=256)]
+
+
+@dataclass(frozen=True, slots=True)
+class Inputs:
+    """What every JSON body has that asks a model about instances."""
+
+    __pydantic_config__: ClassVar[ConfigDict] = {"extra": "forbid"}
+
+    model_name: Annotated[Name, Field(description="A model that is served; see `GET /models`.")]
+    instances: Annotated[list[Any], Field(min_length=1, description="Inputs, each of any JSON type.")]
+    model_version: Annotated[Name | None, Field(description="Left out: the model's default version.")] = None
+    parameters: Annotated[dict[str, Any], Field(description="Passed on to the model's handler.")] = field(
+        default_factory=dict
+    )
 
 
 class Decoder(Generic[T]):

@@ -2,30 +2,22 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field
-from typing import TYPE_CHECKING, Annotated, Any, ClassVar
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Annotated, ClassVar
 
 from pydantic import Field
 
 from domain.prediction import ANY_SERVER, ServerAddress
-from interface.http.decoding import Decoder, Name, check_number
+from interface.http.decoding import Decoder, Inputs, Name, check_number
 
 if TYPE_CHECKING:
     from pydantic import ConfigDict
 
 
 @dataclass(frozen=True, slots=True)
-class DispatchBody:
+class DispatchBody(Inputs):
     """What a caller of `/dispatch_model` sends."""
 
-    __pydantic_config__: ClassVar[ConfigDict] = {"extra": "forbid"}
-
-    model_name: Annotated[Name, Field(description="A model that is served; see `GET /models`.")]
-    instances: Annotated[list[Any], Field(min_length=1, description="Inputs, each of any JSON type.")]
-    model_version: Annotated[Name | None, Field(description="Left out: the model's default version.")] = None
-    parameters: Annotated[dict[str, Any], Field(description="Passed on to the model's handler.")] = field(
-        default_factory=dict
-    )
     host: Annotated[Name | None, Field(description="Only a configured server of this host may answer.")] = (
         None
     )

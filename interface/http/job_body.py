@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from hashlib import blake2b
 from typing import TYPE_CHECKING, Annotated, Any, ClassVar
 
@@ -14,7 +14,7 @@ from domain.errors import FieldError, InvalidRequest
 from domain.ports import IdempotencyKey
 from domain.prediction import ModelRef
 from domain.webhook import check_url
-from interface.http.decoding import Decoder, Name, check_number
+from interface.http.decoding import Decoder, Inputs, Name, check_number
 
 if TYPE_CHECKING:
     from collections.abc import AsyncIterator, Mapping
@@ -43,17 +43,9 @@ WebhookUrl = Annotated[
 
 
 @dataclass(frozen=True, slots=True)
-class JobBody:
+class JobBody(Inputs):
     """What a caller of `POST /jobs` sends as JSON."""
 
-    __pydantic_config__: ClassVar[ConfigDict] = {"extra": "forbid"}
-
-    model_name: Annotated[Name, Field(description="A model that is served; see `GET /models`.")]
-    instances: Annotated[list[Any], Field(min_length=1, description="Inputs, each of any JSON type.")]
-    model_version: Annotated[Name | None, Field(description="Left out: the model's default version.")] = None
-    parameters: Annotated[dict[str, Any], Field(description="Passed on to the model's handler.")] = field(
-        default_factory=dict
-    )
     timeout: StrictTimeout | None = None
     webhook_url: WebhookUrl | None = None
 
