@@ -30,6 +30,13 @@ def recovered(gateway: RunningGateway) -> bool:
     return answered and bool(gateway.get("/models/faulty").json()["ready"])
 
 
+@pytest.fixture
+def well(gateway: RunningGateway) -> RunningGateway:
+    """The gateway of all tests, when the model has got over what the last one did to it."""
+    until(lambda: recovered(gateway), "a model that is well")
+    return gateway
+
+
 @pytest.mark.parametrize(
     ("order", "status", "kind"),
     [
@@ -42,23 +49,23 @@ def recovered(gateway: RunningGateway) -> bool:
     ],
 )
 def test_a_failing_handler_is_told_apart(
-    gateway: RunningGateway, order: dict[str, Any], status: int, kind: str
+    well: RunningGateway, order: dict[str, Any], status: int, kind: str
 ) -> None:
-    answer = gateway.ask("faulty", order)
+    answer = well.ask("faulty", order)
 
-    assert (answer.status_code, answer.json()["type"]) == (status, f"/problems/{kind}")
+    assert (answer.status_code, answer.json()["type"]) == (status, f"/problems/{kind}"), answer.text
     assert "secret" not in answer.text
-    until(lambda: recovered(gateway), "an answer after the failure")
+    until(lambda: recovered(well), "an answer after the failure")
 
 
-def test_a_worker_killed_in_mid_request_is_a_502_and_comes_back(gateway: RunningGateway, gate: Gate) -> None:
+def test_a_worker_killed_in_mid_request_is_a_502_and_comes_back(well: RunningGateway, gate: Gate) -> None:
     with ThreadPoolExecutor() as threads:
-        victim = threads.submit(gateway.ask, "faulty", gate.held())
+        victim = threads.submit(well.ask, "faulty", gate.held())
         os.kill(gate.until_begun(), signal.SIGKILL)
         answer = victim.result()
 
     assert (answer.status_code, answer.json()["detail"]) == (502, "The model's worker died on this request.")
-    until(lambda: recovered(gateway), "an answer after the worker's death")
+    until(lambda: recovered(well), "an answer after the worker's death")
 
 
 def test_a_late_answer_is_a_504_and_never_the_next_callers(
