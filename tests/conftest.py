@@ -64,8 +64,11 @@ def model_store(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return store
 
 
-def _torchserve(store: Path, home: Path, models: str, token_minutes: float = 60.0) -> RunningTorchServe:
-    preferred = Ports(18_080, 18_081, 18_082, 18_083, 18_084)
+def _torchserve(
+    store: Path, home: Path, models: str, *, port: int, token_minutes: float = 60.0
+) -> RunningTorchServe:
+    """One on `port` and the four after it: its own, also while it is dead, as it comes back to them."""
+    preferred = Ports(port, port + 1, port + 2, port + 3, port + 4)
     server = TorchServe(
         home=home,
         model_store=store,
@@ -80,7 +83,7 @@ def _torchserve(store: Path, home: Path, models: str, token_minutes: float = 60.
 @pytest.fixture(scope="session")
 def torchserve(model_store: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator[RunningTorchServe]:
     """One for all tests that leave it as they found it."""
-    running = _torchserve(model_store, tmp_path_factory.mktemp("torchserve"), "sentiment,faulty")
+    running = _torchserve(model_store, tmp_path_factory.mktemp("torchserve"), "sentiment,faulty", port=18_080)
     running.start()
     yield running
     running.process.stop()
@@ -91,7 +94,7 @@ def mortal_torchserve(
     model_store: Path, tmp_path_factory: pytest.TempPathFactory
 ) -> Iterator[RunningTorchServe]:
     """What `own_torchserve` lends from test to test: it takes long to start."""
-    running = _torchserve(model_store, tmp_path_factory.mktemp("mortal"), "faulty")
+    running = _torchserve(model_store, tmp_path_factory.mktemp("mortal"), "faulty", port=18_085)
     running.start()
     yield running
     running.process.stop()
@@ -110,7 +113,8 @@ def forgetful_torchserve(
     model_store: Path, tmp_path_factory: pytest.TempPathFactory
 ) -> Iterator[RunningTorchServe]:
     """One whose keys live for six seconds."""
-    running = _torchserve(model_store, tmp_path_factory.mktemp("forgetful"), "faulty", token_minutes=0.1)
+    home = tmp_path_factory.mktemp("forgetful")
+    running = _torchserve(model_store, home, "faulty", port=18_090, token_minutes=0.1)
     running.start()
     yield running
     running.process.stop()
