@@ -117,7 +117,17 @@ class RunningTorchServe:
         return pending
 
     def keys(self) -> dict[str, dict[str, str]]:
-        keys: dict[str, dict[str, str]] = json.loads(self.server.key_file.read_text())
+        """The key file, once it is whole: TorchServe empties it before it writes."""
+        keys: dict[str, dict[str, str]] = {}
+
+        def read() -> bool:
+            try:
+                keys.update(json.loads(self.server.key_file.read_text()))
+            except ValueError:
+                return False
+            return True
+
+        until(read, "a whole key file")
         return keys
 
     def authorization(self, kind: str) -> dict[str, str]:
