@@ -109,9 +109,9 @@ REASONS: dict[str, str] = {
     "accepting jobs, 32 callers: embedded / distributed": (
         "HTTP, JSON and the record are the larger part of both, and what makes them cheaper makes both "
         "faster: since this was 0.86 the embedded gateway became 1.6 to 1.9 times as fast, and the "
-        "distributed one up to a sixth faster. Five runs of five to seven rounds gave 1.26 to 1.46. The embedded gateway writes "
-        "its database in a thread of the same Python process, where RabbitMQ and Redis have a core to "
-        "themselves."
+        "distributed one up to a sixth faster. Five runs of five to seven rounds gave 1.26 to 1.46. The "
+        "embedded gateway writes its database in a thread of the same Python process, where RabbitMQ and "
+        "Redis have a core to themselves."
     ),
 }
 """Why a target is missed, by the target's words; for people to fill in when they know."""
