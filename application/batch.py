@@ -9,12 +9,13 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 from domain.batch import Waiting
-from domain.errors import DeadlineExceeded, InputRejectedByModel, ServerFault
+from domain.errors import DeadlineExceeded, InputRejectedByModel, Overloaded, ServerFault
 from domain.prediction import ANY_SERVER, PredictionRequest, PredictionResult, Refusal
 
 if TYPE_CHECKING:
     from collections.abc import Hashable, Sequence
 
+    from domain.batch import BatchQueue
     from domain.errors import DispatchError
     from domain.prediction import ModelRef, Prediction
 
@@ -106,6 +107,29 @@ def wanted(members: Sequence[Waiting[Caller]]) -> list[Waiting[Caller]]:
         if member.deadline <= now:
             member.caller.fail(DeadlineExceeded())
     return [member for member in members if not member.caller.answer.done()]
+
+
+def give_way(queue: BatchQueue[Caller], needed: float) -> list[Caller]:
+    """Those who would not see the end of a batch of `needed` seconds leave `queue`, and fail.
+
+    Others use the place: the last in line stays, whatever its deadline, so that pessimism cannot last.
+    """
+    now = asyncio.get_running_loop().time()
+    late = {member.arrival: member.caller for member in queue.due(now + needed)}
+    for caller in late.values():
+        queue.remove(caller.deadline, caller.arrival)
+        caller.fail(_too_late(needed, caller.deadline - now))
+    return list(late.values())
+
+
+def _too_late(needed: float, remaining: float) -> DispatchError:
+    if remaining <= 0.0:
+        return DeadlineExceeded()
+    return Overloaded(
+        f"Others wait who have more time: yours is over in {remaining:.2g} s, "
+        f"and the next batch is answered in {needed:.2g} s.",
+        needed,
+    )
 
 
 def fail_all(members: Sequence[Waiting[Caller]], error: Exception) -> None:

@@ -29,7 +29,7 @@ if TYPE_CHECKING:
     from domain.ports import Leases, Memory, Observer, PredictionCache
     from domain.prediction import Json, ModelRef
 
-GATHERING = 2  # full batches for each slot: one in flight, and one that gathers
+GATHERING = 4  # full batches for each slot: one in flight, and enough that gathers to choose from
 
 
 @dataclass(frozen=True, slots=True)
@@ -153,6 +153,7 @@ def _admission(chosen: AdmissionSettings, batching: BatchingSettings | None) -> 
             limit=Gradient2(maximum=chosen.max_in_flight, floor=busy),
             max_waiting=chosen.max_waiting,
             bulk_share=chosen.bulk_share,
+            in_order=batching is None,
             observe=around.observe,
         )
 

@@ -10,6 +10,10 @@ if TYPE_CHECKING:
     from collections.abc import Sequence
 
 T = TypeVar("T")
+NEWEST = 0.2
+MARGIN = (
+    0.5  # deviations: of 0, 0.5 and 1, what brings most answers in time (docs/decisions/0007-batching.md)
+)
 
 
 class Waiting(NamedTuple, Generic[T]):
@@ -29,6 +33,29 @@ class Waiting(NamedTuple, Generic[T]):
 def batch_cost(costs: Sequence[int]) -> int:
     """What a batch of instances that cost `costs` alone costs together: all are padded to the longest."""
     return max(costs, default=0) * len(costs)
+
+
+class BatchSeconds:
+    """How long batches took of late: their mean and deviation, where each new one counts for NEWEST.
+
+    Source: the estimator of TCP's round trips (RFC 6298), with the standard deviation itself.
+    """
+
+    def __init__(self) -> None:
+        self._mean = self._variance = 0.0
+
+    def learn(self, seconds: float) -> None:
+        """One took `seconds`."""
+        if not self._mean:
+            self._mean = seconds
+        else:
+            error = seconds - self._mean
+            self._mean += NEWEST * error
+            self._variance = (1 - NEWEST) * (self._variance + NEWEST * error * error)
+
+    def needed(self) -> float:
+        """The seconds in which most are done; 0 where nothing is known."""
+        return self._mean + MARGIN * math.sqrt(self._variance)
 
 
 class BatchQueue(Generic[T]):
@@ -58,6 +85,12 @@ class BatchQueue(Generic[T]):
         batch = self._line[: self._max_size]
         del self._line[: self._max_size]
         return batch
+
+    def due(self, before: float) -> list[Waiting[T]]:
+        """Those with a deadline earlier than `before`, but never all: the last request is not among them."""
+        line: Sequence[tuple[object, ...]] = self._line
+        last = bisect_left(line, self._line[-1][:2])
+        return self._line[: min(bisect_left(line, (before,)), last)]
 
     def remove(self, deadline: float, arrival: int) -> list[Waiting[T]]:
         """What still waited of the request that came as `arrival`."""

@@ -133,9 +133,11 @@ class Forecast:
     `rate` is in instances a second. It follows what is seen only while there was `pressure`, more work than
     was let in: without it a low rate says that little was asked, and only a higher one is news (as BBR's
     application-limited samples, draft-ietf-ccwg-bbr).
+    `in_order` is whether all that is in flight is answered before one more is, as in a server's own queue.
     """
 
-    def __init__(self) -> None:
+    def __init__(self, *, in_order: bool = True) -> None:
+        self._in_order = in_order
         self.rate = 0.0
         self.pace = 0.0  # seconds for each instance
         self._usual = 0.0
@@ -159,4 +161,7 @@ class Forecast:
         but when nearly all of the work is gone, that time is out of date.
         """
         work = (in_flight + ahead + weight) * self.pace
-        return work if 4 * in_flight < self._peak else max(work, ahead * self.pace + self._usual)
+        if 4 * in_flight < self._peak:
+            return work
+        usual = ahead * self.pace + self._usual
+        return max(work, usual) if self._in_order else usual

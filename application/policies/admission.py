@@ -65,6 +65,7 @@ class Admission:
     `bulk_share` (between 0 and 1) of what is let in. At most `max_waiting` instances of each kind wait.
     Raises Overloaded at once where no more may wait, or where an answer is not expected before the deadline;
     never for its lateness when nothing is in flight, so that pessimism cannot last.
+    `in_order` is whether `inner` answers in the order in which it is asked; Batching does not.
     """
 
     def __init__(
@@ -74,6 +75,7 @@ class Admission:
         limit: Gradient2,
         max_waiting: int,
         bulk_share: float,
+        in_order: bool,
         observe: Observer,
     ) -> None:
         self.in_flight = 0
@@ -86,7 +88,8 @@ class Admission:
         self._bulk = _Queue()
         self._bulk_credit = 0.0  # instances that bulk may send before interactive ones
         self._arrivals = 0
-        self._forecast = Forecast()
+        self._in_order = in_order
+        self._forecast = Forecast(in_order=in_order)
         self._window = Window(0.0, 0.0)
         self._pressure = False
         self._idle_since = 0.0
@@ -138,7 +141,7 @@ class Admission:
             idle = now - self._idle_since
             self._window.pause(idle)
             if idle > FORGET:
-                self._forecast = Forecast()
+                self._forecast = Forecast(in_order=self._in_order)
         self.in_flight += weight
 
     def _leave(self, weight: int, now: float) -> None:

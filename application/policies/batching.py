@@ -6,10 +6,10 @@ import asyncio
 from contextvars import Context
 from typing import TYPE_CHECKING
 
-from application.batch import Batch, Caller, callers, fail_all, merged, wanted
-from domain.batch import BatchQueue, PaddedBatchQueue, Waiting, batch_cost
+from application.batch import Batch, Caller, callers, fail_all, give_way, merged, wanted
+from domain.batch import BatchQueue, BatchSeconds, PaddedBatchQueue, Waiting, batch_cost
 from domain.errors import DeadlineExceeded, InputRejectedByModel, InvalidRequest, PayloadTooLarge, ServerFault
-from domain.events import BatchSent
+from domain.events import BatchSent, Shed
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Hashable, Sequence
@@ -33,6 +33,8 @@ class Batching:
     The unit is the instance. A batch has at most `max_size` of them, and costs at most `max_cost` by
     `cost` of each (batch.PaddedBatchQueue); larger requests are cut and put together again.
     The earliest deadline goes first; what is too late is not sent, and ends with DeadlineExceeded.
+    Nor is what would be too late, as batches took of late, while others wait behind it who have more time:
+    it ends with Overloaded. So under overload those are served who can be.
     Serves one version of one model; requests travel together if their parameters and server are equal.
 
     A batch that fails in a way that an instance may have caused is bisected, in the same slot, as by
@@ -62,6 +64,7 @@ class Batching:
         self._cost = cost
         self._observe = observe
         self._queues: dict[Hashable, BatchQueue[Caller]] = {}
+        self._seconds = BatchSeconds()
         self._lone: BatchSent | None = None
         self._arrivals = 0
         self._in_flight = 0
@@ -197,6 +200,8 @@ class Batching:
         while self._queues and not members:
             question = self._next_question()
             queue = self._queues[question]
+            for caller in give_way(queue, self._seconds.needed()):
+                self._observe(Shed(caller.request.model, len(caller.request.instances), "late"))
             members = wanted(queue.take())
             if not queue:
                 del self._queues[question]
@@ -210,7 +215,8 @@ class Batching:
     async def _send(self, batch: Batch, members: Sequence[Waiting[Caller]]) -> None:
         """One call for `members` of `batch`, and more where one of them may be guilty of its failure."""
         request = merged(members)
-        waited = asyncio.get_running_loop().time() - min(member.caller.since for member in members)
+        begun = asyncio.get_running_loop().time()
+        waited = begun - min(member.caller.since for member in members)
         self._observe(BatchSent(request.model, len(members), callers(members), waited))
         try:
             result = await self._inner(request)
@@ -221,6 +227,7 @@ class Batching:
             fail_all(members, error)
             return
         else:
+            self._seconds.learn(asyncio.get_running_loop().time() - begun)
             batch.answered = True
             for member, prediction in answered:
                 member.caller.take(member.position, prediction, result.model, result.server_seconds)

@@ -75,7 +75,7 @@ async def run(calls: list[Call], limit: int, max_waiting: int) -> tuple[Watched,
     inner = Watched(calls, limit)
     gradient = Gradient2(initial=limit, maximum=limit, floor=lambda: limit)
     admission = Admission(
-        inner, limit=gradient, max_waiting=max_waiting, bulk_share=0.1, observe=lambda _: None
+        inner, limit=gradient, max_waiting=max_waiting, bulk_share=0.1, in_order=True, observe=lambda _: None
     )
     predict = Deadline(admission, default=60.0, cap=60.0)
 

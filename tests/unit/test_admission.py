@@ -34,7 +34,9 @@ def admission(
 ) -> Admission:
     observe = (heard if heard is not None else []).append
     rule = fixed(limit) if isinstance(limit, int) else limit
-    return Admission(inner, limit=rule, max_waiting=max_waiting, bulk_share=0.1, observe=observe)
+    return Admission(
+        inner, limit=rule, max_waiting=max_waiting, bulk_share=0.1, in_order=True, observe=observe
+    )
 
 
 def ask(

@@ -107,6 +107,14 @@ def test_the_forecast_is_no_less_than_the_usual_time_unless_nearly_all_work_is_g
     assert forecast.seconds(10, 0.0, 1) == pytest.approx(0.11)
 
 
+def test_where_the_urgent_pass_those_in_flight_only_who_waits_before_them_counts() -> None:
+    forecast = Forecast(in_order=False)
+    forecast.learn(window(0.4, requests=100, peak=64), pressure=True)
+
+    assert forecast.seconds(200, 0.0, 1) == pytest.approx(0.4)
+    assert forecast.seconds(200, 30.0, 1) == pytest.approx(0.7)
+
+
 def test_a_low_rate_is_news_only_under_pressure() -> None:
     calm, pressed = Forecast(), Forecast()
     for forecast, pressure in ((calm, False), (pressed, True)):
