@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING
 from application.webhook_calls import WebhookCalls
 from domain.errors import Unavailable
 from domain.job import JobStatus
-from domain.ports import Change
+from domain.ports import Change, Search
 
 if TYPE_CHECKING:
     from collections.abc import Awaitable, Callable, Sequence
@@ -87,7 +87,7 @@ class Housekeeping:
         """Pages begin with the newest job, and the oldest has waited longest: they are read backwards."""
         unchanged_since = self._clock() - age
         for before in reversed(await self._pages(status)):
-            page = await self._store.page(MOST, before=before, status=status)
+            page = await self._store.page(Search(MOST, before, status))
             lost = [
                 chunk
                 for job in reversed(page.jobs)
@@ -101,7 +101,7 @@ class Housekeeping:
     async def _pages(self, status: JobStatus) -> list[int | None]:
         """Where each page of jobs of this status begins."""
         pages: list[int | None] = [None]
-        while (following := (await self._store.page(MOST, before=pages[-1], status=status)).next) is not None:
+        while (following := (await self._store.page(Search(MOST, pages[-1], status))).next) is not None:
             pages.append(following)
         return pages
 

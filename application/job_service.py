@@ -1,4 +1,4 @@
-"""Accepting jobs, and telling what becomes of them."""
+"""Accepting jobs, and changing them as a person wants it."""
 
 from __future__ import annotations
 
@@ -9,19 +9,18 @@ import secrets
 from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING
 
-from application.job_watch import JobWatch
-from domain.errors import InvalidRequest, JobConflict, JobNotFound, QueueUnavailable
-from domain.job import Chunk, Job, JobStatus, events_after
+from application.job_reader import JobReader
+from domain.errors import InvalidRequest, JobConflict, QueueUnavailable
+from domain.job import Chunk, Job
 from domain.ports import Change, NewJob
 from domain.prediction import CACHE
 from domain.webhook import Delivery
 
 if TYPE_CHECKING:
-    from collections.abc import AsyncGenerator, AsyncIterator, Awaitable, Callable, Mapping, Sequence
+    from collections.abc import AsyncIterator, Awaitable, Callable, Mapping, Sequence
 
     from application.job_records import JobRecords
-    from domain.job import JobEvent
-    from domain.ports import Created, IdempotencyKey, JobQueue, Page
+    from domain.ports import Created, IdempotencyKey, JobQueue
     from domain.prediction import CacheControl, Json, ModelRef
 
 CHUNK = 250  # instances that are queued and worked together, at most
@@ -47,8 +46,8 @@ class Submission:
     cache: CacheControl = CACHE
 
 
-class JobService:
-    """Jobs from their acceptance to their answer.
+class JobService(JobReader):
+    """Jobs from their acceptance to their answer: whoever accepts them tells of them, too.
 
     `clock` tells Unix time, `check` raises ModelNotFound or VersionNotFound for what nobody serves.
     """
@@ -61,13 +60,10 @@ class JobService:
         clock: Callable[[], float],
         check: Callable[[ModelRef], Awaitable[None]],
     ) -> None:
-        self._records = records
-        self._store = records.store
+        super().__init__(records)
         self._queue = queue
         self._clock = clock
         self._check = check
-        self._watch = JobWatch()
-        self._store.listen(self._watch.heard)
 
     # --- accepting
 
@@ -182,77 +178,6 @@ class JobService:
         with contextlib.suppress(QueueUnavailable):
             await self._store.delete([job_id])
 
-    # --- telling
-
-    async def get(self, job_id: str) -> Job:
-        """The job. Raises JobNotFound."""
-        return await self._records.get(job_id)
-
-    async def position(self, job: Job) -> int | None:
-        """How many jobs of its kind will be begun before it; None where it is not queued."""
-        return await self._store.position(job) if job.status is JobStatus.QUEUED else None
-
-    async def page(
-        self,
-        limit: int,
-        *,
-        before: int | None = None,
-        status: JobStatus | None = None,
-        model: str | None = None,
-    ) -> Page:
-        """As JobStore.page."""
-        return await self._store.page(limit, before=before, status=status, model=model)
-
-    async def wait(self, job_id: str, until: float) -> Job:
-        """The job, once it is over or at `until`, of the event loop's clock. Raises JobNotFound."""
-        with self._watch.watch(job_id) as watcher:
-            while True:
-                job = await self._records.get(job_id)
-                if job.over or not await watcher.changed(until):
-                    return job
-
-    async def events(
-        self, job_id: str, last: tuple[int, int] = (0, 0)
-    ) -> AsyncGenerator[tuple[JobEvent, Job] | None, None]:
-        """What happens to the job after the event `last`, until it is over; None now and then meanwhile.
-
-        Raises JobNotFound, also when it is forgotten meanwhile.
-        """
-        with self._watch.watch(job_id) as watcher:
-            while True:
-                job = await self._records.get(job_id)
-                news = events_after(job, last)
-                for event in news:
-                    last = event.id
-                    yield event, job
-                if job.over:
-                    return
-                if not news:
-                    yield None
-                await watcher.changed()
-
-    async def outcomes(self, job_id: str) -> AsyncGenerator[bytes, None]:
-        """The outcomes (job_runner.outcome_line) of all instances, in order and as they come, in pieces.
-
-        An instance that was not asked before the job's end has an error.
-        Raises JobNotFound, also when it is forgotten meanwhile.
-        """
-        with self._watch.watch(job_id) as watcher:
-            job, chunk = await self._records.get(job_id), 0
-            while chunk < job.chunks:
-                if job.has_finished(chunk):
-                    outcomes = await self._records.outcomes(Chunk(job_id, chunk))
-                    if outcomes is None:
-                        raise JobNotFound(f"The job {job_id!r} was forgotten meanwhile.")
-                    yield outcomes
-                    chunk += 1
-                elif job.over:
-                    yield _not_asked(job) * job.size(chunk)
-                    chunk += 1
-                else:
-                    await watcher.changed()
-                    job = await self._records.get(job_id)
-
     # --- changing
 
     async def cancel(self, job_id: str) -> Job:
@@ -303,8 +228,3 @@ def new_id(now: float) -> str:
 def encode(instances: Sequence[Json]) -> bytes:
     """A chunk's instances as they are stored."""
     return _ENCODER.encode(instances).encode()
-
-
-def _not_asked(job: Job) -> bytes:
-    detail = f"The job was {job.status} before this instance was asked."
-    return json.dumps({"error": {"kind": "job-conflict", "detail": detail, "code": None}}).encode() + b"\n"

@@ -123,6 +123,18 @@ class Change(NamedTuple):
     outcomes: bytes | None = None
 
 
+class Search(NamedTuple):
+    """For up to `limit` jobs, the newest first, of this status and model; None: of any.
+
+    `before` is the `next` of the page before; None begins with the newest of all.
+    """
+
+    limit: int
+    before: int | None = None
+    status: JobStatus | None = None
+    model: str | None = None
+
+
 class Page(NamedTuple):
     """Some jobs, the newest first; `next` leads on to the older ones, None where there are none."""
 
@@ -165,15 +177,8 @@ class JobStore(Protocol):
         """Compare and set: whether each was done, as its record had the revision before."""
         ...
 
-    async def page(
-        self,
-        limit: int,
-        *,
-        before: int | None = None,
-        status: JobStatus | None = None,
-        model: str | None = None,
-    ) -> Page:
-        """Up to `limit` jobs of this status and model; `before` is the `next` of the page before."""
+    async def page(self, search: Search) -> Page:
+        """What `search` finds; with a `next` it may be short, or even empty."""
         ...
 
     async def position(self, job: Job) -> int | None:

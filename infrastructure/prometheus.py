@@ -38,9 +38,7 @@ class JobMetrics:
             backlogs.clear()
         registry = CollectorRegistry(auto_describe=False)
         registry.register(_Collected(self._families(backlogs)))
-        dead = (await self._queue()).counts.get("dead")
-        if dead is not None:
-            registry.register(_Collected([_dead_letters(dead)]))
+        registry.register(_Collected(_queue(dict((await self._queue()).counts))))
         return generate_latest(registry)
 
     def _families(self, backlogs: dict[str, Backlog]) -> Iterable[GaugeMetricFamily]:
@@ -59,10 +57,22 @@ class JobMetrics:
         return up, queued, oldest
 
 
-def _dead_letters(messages: int) -> GaugeMetricFamily:
-    told = GaugeMetricFamily("dispatcher_dead_letters", "Messages that were delivered in vain too often.")
-    told.add_metric([], messages)
-    return told
+def _queue(counts: dict[str, int]) -> Iterable[GaugeMetricFamily]:
+    """What a queue counts; nothing where it does not say."""
+    dead = counts.pop("dead", None)
+    if counts:
+        waiting = GaugeMetricFamily(
+            "dispatcher_queue_waiting",
+            "What waits in the queue for a worker, parts of jobs that run already included.",
+            labels=["priority"],
+        )
+        for name, number in counts.items():
+            waiting.add_metric([name], number)
+        yield waiting
+    if dead is not None:
+        told = GaugeMetricFamily("dispatcher_dead_letters", "Messages that were delivered in vain too often.")
+        told.add_metric([], dead)
+        yield told
 
 
 class _Collected:

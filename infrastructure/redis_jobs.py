@@ -32,7 +32,7 @@ if TYPE_CHECKING:
     from collections.abc import Callable, Sequence
 
     from domain.job import Chunk, Job
-    from domain.ports import Change, Created, NewJob
+    from domain.ports import Change, Created, NewJob, Search
     from infrastructure.redis_batch import Command, Replies
     from infrastructure.redis_connection import RedisConnection
     from infrastructure.redis_job_scripts import Item, Script
@@ -105,15 +105,9 @@ class RedisJobs:
     async def outcomes(self, chunks: Sequence[Chunk]) -> Sequence[bytes | None]:
         return await self._contents("o", chunks)
 
-    async def page(
-        self,
-        limit: int,
-        *,
-        before: int | None = None,
-        status: JobStatus | None = None,
-        model: str | None = None,
-    ) -> Page:
+    async def page(self, search: Search) -> Page:
         """As JobStore.page; it may be short, even empty, and lead on, where those of `model` are rare."""
+        limit, before, status, model = search
         found: list[tuple[int, Job]] = []
         size = limit + 1 if model is None else max(limit + 1, SCAN)
         for _ in range(SCANS):

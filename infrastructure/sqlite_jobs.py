@@ -17,8 +17,8 @@ if TYPE_CHECKING:
     from collections.abc import Callable, Sequence
     from pathlib import Path
 
-    from domain.job import Chunk, Job, JobStatus
-    from domain.ports import Change, NewJob
+    from domain.job import Chunk, Job
+    from domain.ports import Change, NewJob, Search
 
 TOGETHER = 256  # jobs that are accepted by one statement, at most,
 LARGE = 262_144  # with so many bytes, at most: SQLite keeps what a statement was told last
@@ -110,23 +110,18 @@ class SqliteJobs:
         self._tell([change.job.id for change, was_done in zip(changes, done, strict=True) if was_done])
         return done
 
-    async def page(
-        self,
-        limit: int,
-        *,
-        before: int | None = None,
-        status: JobStatus | None = None,
-        model: str | None = None,
-    ) -> Page:
-        wanted = {"seq < ?": before, "status = ?": status, "model = ?": model}
+    async def page(self, search: Search) -> Page:
+        wanted = {"seq < ?": search.before, "status = ?": search.status, "model = ?": search.model}
         given = {condition: value for condition, value in wanted.items() if value is not None}
         where = " AND ".join(given) or "TRUE"
         query = f"SELECT seq, record FROM jobs WHERE {where} ORDER BY seq DESC LIMIT ?"  # noqa: S608  ours
         rows = await self._database.read(
-            lambda database: database.execute(query, (*given.values(), limit + 1)).fetchall()
+            lambda database: database.execute(query, (*given.values(), search.limit + 1)).fetchall()
         )
-        shown = rows[:limit]
-        return Page([decode(record) for _, record in shown], shown[-1][0] if len(rows) > limit else None)
+        shown = rows[: search.limit]
+        return Page(
+            [decode(record) for _, record in shown], shown[-1][0] if len(rows) > search.limit else None
+        )
 
     async def position(self, job: Job) -> int | None:
         row = await self._database.read(

@@ -7,13 +7,8 @@ import signal
 import sys
 from typing import TYPE_CHECKING
 
-import uvicorn
-
-from bootstrap.pipeline import policy_names
-from bootstrap.settings import SettingsError, load
 from interface import job_commands
-from interface.batch import options, run
-from interface.http.protocol import GatewayProtocol
+from interface.batch import options
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -22,14 +17,25 @@ if TYPE_CHECKING:
 
 GRACE = 30  # seconds that requests in flight get to finish when the gateway is stopped
 
+# Each command imports what it needs when it runs: all of it together takes a second.
+# ruff: noqa: PLC0415
+
 
 def main(arguments: Sequence[str] | None = None) -> int:
-    """Run one command; the exit status is 2 where the configuration is not usable."""
+    """Run one command; the exit status is 2 where it, or the configuration, is not usable."""
     chosen = _parser().parse_args(arguments)
-    if chosen.command == "batch":
-        return run.run(chosen)
     if chosen.command == "jobs":
         return job_commands.run(chosen)
+    if chosen.command == "batch":
+        from interface.batch import run
+
+        return run.run(chosen)
+    return _with_settings(chosen)
+
+
+def _with_settings(chosen: argparse.Namespace) -> int:
+    from bootstrap.settings import SettingsError, load
+
     try:
         settings = load()
     except SettingsError as error:
@@ -39,6 +45,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
         sys.stdout.write(describe(settings))
         return 0
     if chosen.command == "worker":
+        from interface.worker.run import work
+
         return work(settings, events=chosen.events)
     return serve(chosen.host, chosen.port)
 
@@ -47,14 +55,16 @@ def serve(host: str, port: int) -> int:
     """Run the gateway in the foreground until it is stopped by SIGINT or SIGTERM.
 
     Requests in flight get GRACE seconds to finish. The exit status is 0: uvicorn raises the signal again
-    when it is done, and being stopped is no failure.
+    when it is done, and being stopped is no failure. Raises SystemExit, with 3, where it cannot start.
     """
+    import uvicorn
+
     signal.signal(signal.SIGTERM, lambda *_: sys.exit(0))
     uvicorn.run(
         "interface.main:app",
         host=host,
         port=port,
-        http=GatewayProtocol,
+        http="interface.http.protocol:GatewayProtocol",
         proxy_headers=False,  # nobody has said which proxies to believe
         timeout_graceful_shutdown=GRACE,
         access_log=False,  # we write our own
@@ -64,15 +74,10 @@ def serve(host: str, port: int) -> int:
     return 0
 
 
-def work(settings: Settings, *, events: bool) -> int:
-    """Work jobs until stopped by SIGINT or SIGTERM; `events` are for Flower."""
-    from interface.worker.run import work as run_worker  # noqa: PLC0415  only a worker imports Celery
-
-    return run_worker(settings, events=events)
-
-
 def describe(settings: Settings) -> str:
     """The servers, and the policies of every configured model and of all others, as text."""
+    from bootstrap.pipeline import policy_names
+
     lines = ["servers:"]
     for name, server in settings.servers.items():
         management = server.management_url or "none: versions and workers stay unknown"

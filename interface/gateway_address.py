@@ -11,9 +11,9 @@ URL_VARIABLE = "DISPATCHER_URL"
 LOCAL = "http://127.0.0.1:8000"
 
 
-def add_url(parser: argparse.ArgumentParser) -> None:
-    """Let the parser take `--url`."""
-    url = os.environ.get(URL_VARIABLE, LOCAL)
+def add_url(parser: argparse.ArgumentParser, default: str | None = None) -> None:
+    """Let the parser take `--url`; where it is left out, and `default` too, the environment says it."""
+    url = os.environ.get(URL_VARIABLE, LOCAL) if default is None else default
     parser.add_argument(
         "--url", type=_url, default=url, help=f"of the gateway; else ${URL_VARIABLE}, else {LOCAL}"
     )

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import argparse
 import os
 import sys
 from typing import TYPE_CHECKING, Any
@@ -12,7 +13,6 @@ import httpx
 from interface.gateway_address import add_url
 
 if TYPE_CHECKING:
-    import argparse
     from collections.abc import Iterator
 
 PAGE = 100
@@ -22,6 +22,14 @@ INTERRUPTED = 130  # exit status; 128 + SIGINT, as shells count
 
 class JobCommandError(Exception):
     """It could not be done; the message says why."""
+
+    exit_code = 1
+
+
+class Unclear(JobCommandError):
+    """It has not been said what to do; the message says what to change."""
+
+    exit_code = 2
 
 
 def add_parser(commands: argparse._SubParsersAction[argparse.ArgumentParser]) -> None:
@@ -41,10 +49,12 @@ def add_parser(commands: argparse._SubParsersAction[argparse.ArgumentParser]) ->
     replay.add_argument("id", nargs="*")
     replay.add_argument("--all", action="store_true", help="all that failed")
     replay.add_argument("--model", help="with --all: those of this model")
+    for action in (listing, failed, replay):
+        add_url(action, default=argparse.SUPPRESS)  # what stood before the action holds
 
 
 def run(options: argparse.Namespace) -> int:
-    """Do it; the exit status is 1 where the gateway refused any of it, or does not answer."""
+    """Do it; the exit status is 1 where the gateway refuses any of it or does not answer, 2 where Unclear."""
     try:
         with httpx.Client(base_url=options.url, timeout=TIMEOUT) as client:
             if options.action == "replay":
@@ -54,7 +64,7 @@ def run(options: argparse.Namespace) -> int:
             sys.stdout.flush()
     except JobCommandError as error:
         sys.stderr.write(f"{error}\n")
-        return 1
+        return error.exit_code
     except httpx.HTTPError as error:
         sys.stderr.write(f"{options.url} does not answer ({type(error).__name__}).\n")
         return 1
@@ -67,7 +77,9 @@ def run(options: argparse.Namespace) -> int:
 
 def _replay(client: httpx.Client, options: argparse.Namespace) -> int:
     if options.all == bool(options.id):
-        raise JobCommandError("Say which jobs: their ids, or --all.")
+        raise Unclear("Say which jobs: their ids, or --all.")
+    if options.id and options.model is not None:
+        raise Unclear("--model goes with --all; an id is of one job, whatever its model.")
     if options.all:
         parameters = {} if options.model is None else {"model_name": options.model}
         answer = _checked(client.post("/jobs/replay", params=parameters))

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import gc
-import logging
 from contextlib import asynccontextmanager
 from http import HTTPStatus
 from importlib.metadata import PackageNotFoundError, version
@@ -26,6 +25,7 @@ if TYPE_CHECKING:
     from collections.abc import AsyncIterator
 
     from fastapi import FastAPI, Request
+    from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
     from bootstrap.gateway import Gateway
 
@@ -35,15 +35,39 @@ NOUNS = (dispatch, predict, jobs, job_streams, models, health, metrics, problems
 
 @asynccontextmanager
 async def lifespan(app: FastAPI) -> AsyncIterator[dict[str, Gateway]]:
-    """Runs the gateway that the settings describe while the application runs."""
-    try:
-        async with build(load()) as gateway:
-            app.state.gateway = gateway
-            _calm_the_collector()
-            yield {"gateway": gateway}  # uvicorn hands it to GatewayProtocol
-    except SettingsError as error:
-        logging.getLogger("dispatcher").critical("%s", error)
-        raise
+    """Runs the gateway that the settings describe while the application runs. Raises SettingsError."""
+    async with build(load()) as gateway:
+        app.state.gateway = gateway
+        _calm_the_collector()
+        yield {"gateway": gateway}  # uvicorn hands it to GatewayProtocol
+
+
+class PlainStartMiddleware:
+    """Lets a start that fails for the settings say so, without the traceback which a mistake of ours has."""
+
+    def __init__(self, app: ASGIApp) -> None:
+        self._app = app
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        if scope["type"] != "lifespan":
+            await self._app(scope, receive, send)
+            return
+        failures: list[Message] = []
+
+        async def send_but_failures(message: Message) -> None:
+            if message["type"] == "lifespan.startup.failed":
+                failures.append(message)
+            else:
+                await send(message)
+
+        try:
+            await self._app(scope, receive, send_but_failures)
+        except SettingsError as error:
+            await send({"type": "lifespan.startup.failed", "message": str(error)})
+        except BaseException:
+            for each in failures:
+                await send(each)
+            raise
 
 
 def _calm_the_collector() -> None:
@@ -73,6 +97,7 @@ def create_app() -> FastAPI:
     app.exception_handler(HTTPException)(_http_exception)
     app.exception_handler(ClientDisconnect)(_disconnect)
     app.add_middleware(ExchangeMiddleware)
+    app.add_middleware(PlainStartMiddleware)
     return app
 
 

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING
 
 from domain.errors import QueueUnavailable
 from domain.job import Chunk, Job, JobStatus
-from domain.ports import Backlog, Change, Created, IdempotencyKey, NewJob, Page
+from domain.ports import Backlog, Change, Created, IdempotencyKey, NewJob, Page, Search
 from domain.webhook import Attempt, Delivery
 
 if TYPE_CHECKING:
@@ -81,14 +81,8 @@ class FakeJobStore:
         self.trouble.after()
         return saved
 
-    async def page(
-        self,
-        limit: int,
-        *,
-        before: int | None = None,
-        status: JobStatus | None = None,
-        model: str | None = None,
-    ) -> Page:
+    async def page(self, search: Search) -> Page:
+        limit, before, status, model = search
         await self._called("page", limit)
         found = [
             job

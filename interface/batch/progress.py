@@ -63,7 +63,8 @@ class Progress:
         """What there is in the end, errors by kind."""
         tally = self._tally
         asked = tally.rows - self._before
-        first = f"{tally.rows:,} rows: {tally.predictions:,} predictions, {tally.failed.total():,} errors."
+        found = f"{counted(tally.predictions, 'prediction')}, {counted(tally.failed.total(), 'error')}"
+        first = f"{counted(tally.rows, 'row')}: {found}."
         if asked:
             first += f" {asked:,} of them in {self.seconds():.1f} s, {self.rate():,.0f} rows/s."
         kinds = [f"{number:8,}  {title}" for title, number in tally.failed.most_common()]
@@ -81,6 +82,11 @@ class Progress:
         with contextlib.suppress(OSError):
             sys.stdout.write(f"\r\033[K{line[: shutil.get_terminal_size().columns - 1]}")
             sys.stdout.flush()
+
+
+def counted(number: int, noun: str) -> str:
+    """`number` of them: 1 row, 2 rows."""
+    return f"{number:,} {noun}" if number == 1 else f"{number:,} {noun}s"
 
 
 def _bar(part: float) -> str:

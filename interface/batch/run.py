@@ -14,7 +14,7 @@ import httpx
 from bootstrap.terminal import complain, say
 from interface.batch.asking import TIMEOUT, TOLERANCE, Asking, Outcome, Question
 from interface.batch.output import Output, digest
-from interface.batch.progress import Progress
+from interface.batch.progress import Progress, counted
 from interface.batch.rows import Row, Rows
 from interface.batch.stops import AGAIN, GaveUp, Stopped, Unusable
 
@@ -22,9 +22,7 @@ if TYPE_CHECKING:
     import argparse
     from collections.abc import Iterator
 
-AHEAD = (
-    4  # groups, for each request in flight, that may be under way or wait for an earlier one to be written
-)
+AHEAD = 4  # groups for each request in flight: they are under way, or wait for an earlier one's end
 MOST_BYTES = 1 << 20  # of instances in one request, after which no other is added
 SOME_FAILED = 1  # exit status
 INTERRUPTED = 130  # the same; 128 + SIGINT, as shells count
@@ -46,7 +44,7 @@ def run(options: argparse.Namespace) -> int:
 
 
 @dataclass(slots=True)
-class Job:
+class Run:
     """An input and its output, as far as it is there."""
 
     options: argparse.Namespace
@@ -71,7 +69,7 @@ class Job:
             say(f"{name} is complete.")
             return
         if before:
-            say(f"{name} has {before:,} rows; going on after them.")
+            say(f"{name} has {counted(before, 'row')}; going on from there.")
         asyncio.run(self._answer(chain([first], left)))
 
     async def _answer(self, rows: Iterator[Row]) -> None:
@@ -145,7 +143,7 @@ def _write(window: deque[asyncio.Task[Answered]], output: Output) -> None:
             raise GaveUp(f"The output cannot be written: {error.strerror or error}. {AGAIN}") from None
 
 
-def _open(options: argparse.Namespace, opened: contextlib.ExitStack) -> Job:
+def _open(options: argparse.Namespace, opened: contextlib.ExitStack) -> Run:
     """Input and output, at the first row that has no answer yet. Raises Unusable."""
     path, out = options.input, options.output
     rows = opened.enter_context(contextlib.closing(Rows(path, options.column)))
@@ -165,4 +163,4 @@ def _open(options: argparse.Namespace, opened: contextlib.ExitStack) -> Job:
     opened.enter_context(contextlib.closing(output))
     if rows.skip(output.tally.rows) < output.tally.rows:
         raise Unusable(f"{out} has more lines than {path} has rows; --overwrite begins anew.")
-    return Job(options, rows, output, Progress(output.tally, rows))
+    return Run(options, rows, output, Progress(output.tally, rows))

@@ -2,18 +2,28 @@
 
 from __future__ import annotations
 
+import json
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
+from pydantic_core import PydanticSerializationError, to_json
 from starlette.responses import Response
 
 if TYPE_CHECKING:
-    from collections.abc import Sequence
+    from collections.abc import Mapping, Sequence
 
     RawHeaders = Sequence[tuple[bytes, bytes]]
 
 JSON = b"application/json"
 CLOSE = (b"connection", b"close")
+
+
+def spell(content: Mapping[str, object]) -> bytes:
+    """`content` as JSON; half a surrogate pair, which a model may say, and UTF-8 cannot, is escaped."""
+    try:
+        return to_json(content)
+    except PydanticSerializationError:
+        return json.dumps(content, separators=(",", ":")).encode()
 
 
 @dataclass(slots=True)

@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import asyncio
 from typing import TYPE_CHECKING
 
 from pydantic_core import from_json
 
 from domain.errors import (
+    DeadlineExceeded,
     EncodingNotSupported,
     FieldError,
     InvalidRequest,
@@ -18,14 +20,27 @@ from domain.finite import infinite_at, overflows
 if TYPE_CHECKING:
     from starlette.requests import Request
 
+    from bootstrap.settings import HttpSettings
     from domain.prediction import Json
 
 
-async def read_body(request: Request, limit: int) -> bytes:
-    """The whole body, of at most `limit` bytes.
+async def read_body(request: Request, limits: HttpSettings, deadline: float | None) -> bytes:
+    """The whole body, until `deadline` of the loop's clock, where there is one, and within what is allowed.
 
-    Raises PayloadTooLarge, as soon as it is known, EncodingNotSupported, and starlette's ClientDisconnect.
+    Raises PayloadTooLarge as soon as it is known, DeadlineExceeded, as a slow sender must come to an end,
+    EncodingNotSupported, and starlette's ClientDisconnect.
     """
+    until = asyncio.get_running_loop().time() + limits.max_timeout
+    try:
+        async with asyncio.timeout_at(until if deadline is None else min(deadline, until)):
+            text = await _read(request, limits.max_body_bytes)
+    except TimeoutError:
+        raise DeadlineExceeded("The body did not arrive in time.") from None
+    check_encoding(request)  # now that nothing is left unread, and the connection can go on
+    return text
+
+
+async def _read(request: Request, limit: int) -> bytes:
     announced = request.headers.get("content-length", "")
     if announced.isdecimal() and int(announced) > limit:
         raise _too_large(limit)
@@ -36,7 +51,6 @@ async def read_body(request: Request, limit: int) -> bytes:
         if size > limit:
             raise _too_large(limit)
         chunks.append(chunk)
-    check_encoding(request)  # now that nothing is left unread, and the connection can go on
     return b"".join(chunks)
 
 

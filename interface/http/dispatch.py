@@ -2,30 +2,26 @@
 
 from __future__ import annotations
 
-import asyncio
 import time
-from typing import TYPE_CHECKING, TypeVar
+from typing import TYPE_CHECKING
 
 from fastapi import APIRouter, Request
-from pydantic_core import to_json
-from starlette.responses import Response
+from starlette.responses import Response  # noqa: TC002  (FastAPI needs it)
 
-from domain.errors import DeadlineExceeded
 from domain.prediction import ModelRef, PredictionRequest, PredictionResult
 from interface.http import openapi_predictions, preferences
-from interface.http.answer import Answer
+from interface.http.answer import Answer, spell
 from interface.http.body import read_body
+from interface.http.connected import respond
 from interface.http.dispatch_body import decode
-from interface.http.exchange import CLIENT_CLOSED_REQUEST, exchange_of
+from interface.http.exchange import exchange_of
 
 if TYPE_CHECKING:
-    from collections.abc import Awaitable, Coroutine
+    from collections.abc import Coroutine
 
     from bootstrap.gateway import Gateway
     from interface.http.exchange import Exchange
     from interface.http.preferences import Headers
-
-T = TypeVar("T")
 
 router = APIRouter()
 
@@ -36,11 +32,8 @@ async def dispatch_model(request: Request) -> Response:
     """Ask a model for predictions, one for each instance, in order."""
     gateway: Gateway = request.app.state.gateway
     headers = preferences.by_name(request.scope["headers"])
-    limits = gateway.limits
-    deadline = preferences.deadline(headers)
-    text = await within(deadline, limits.max_timeout, read_body(request, limits.max_body_bytes))
-    found = answer(gateway, exchange_of(request), headers, text)
-    return await respond(request, found)
+    text = await read_body(request, gateway.limits, preferences.deadline(headers))
+    return await respond(request, answer(gateway, exchange_of(request), headers, text))
 
 
 def answer(
@@ -84,43 +77,4 @@ def tell(exchange: Exchange, result: PredictionResult) -> Answer:
         "model_version": result.model.version,
         "predictions": result.predictions,
     }
-    return Answer(to_json(content), headers=() if status is None else ((b"cache-status", status),))
-
-
-async def within(deadline: float | None, seconds: float, reading: Awaitable[bytes]) -> bytes:
-    """What `reading` gives until `deadline`, and in `seconds` at most: a slow sender must come to an end.
-
-    Raises DeadlineExceeded.
-    """
-    cap = asyncio.get_running_loop().time() + seconds
-    try:
-        async with asyncio.timeout_at(cap if deadline is None else min(deadline, cap)):
-            return await reading
-    except TimeoutError:
-        raise DeadlineExceeded("The body did not arrive in time.") from None
-
-
-async def respond(request: Request, found: Answer | Coroutine[None, None, Answer]) -> Response:
-    """The response with what an endpoint has `found`; work that is awaited ends when the caller leaves."""
-    if isinstance(found, Answer):
-        return found.response()
-    awaited = await while_connected(request, found)
-    return Response(status_code=CLIENT_CLOSED_REQUEST) if awaited is None else awaited.response()
-
-
-async def while_connected(request: Request, work: Coroutine[None, None, T]) -> T | None:
-    """The result of `work`, which is cancelled when the caller leaves first: then None."""
-    working = asyncio.create_task(work)
-    leaving = asyncio.create_task(_disconnected(request))
-    try:
-        await asyncio.wait([working, leaving], return_when=asyncio.FIRST_COMPLETED)
-        return working.result() if working.done() else None
-    finally:
-        for task in (working, leaving):
-            task.cancel()
-        await asyncio.gather(working, leaving, return_exceptions=True)
-
-
-async def _disconnected(request: Request) -> None:
-    while (await request.receive())["type"] != "http.disconnect":
-        pass
+    return Answer(spell(content), headers=() if status is None else ((b"cache-status", status),))

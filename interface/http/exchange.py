@@ -16,6 +16,7 @@ if TYPE_CHECKING:
     from starlette.requests import Request
     from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
+    from domain.errors import DispatchError
     from interface.http.answer import Answer
 
 ACCESS = logging.getLogger("dispatcher.access")
@@ -47,6 +48,13 @@ class Exchange:
     def headers(self) -> list[tuple[bytes, bytes]]:
         """Those that every response gets."""
         return [(b"x-request-id", self.request_id.encode()), (b"server-timing", self._server_timing())]
+
+    def refusal(self, error: DispatchError) -> Answer:
+        """The answer for `error`, while it is handled; our own mistake where it cannot be told."""
+        try:
+            return problem_answer(error, self.request_id)
+        except Exception:  # noqa: BLE001  (which is logged)
+            return self.failed()
 
     def failed(self) -> Answer:
         """The last resort, while an exception is handled that nothing else caught: log it, and say so."""

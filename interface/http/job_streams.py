@@ -11,7 +11,8 @@ from fastapi import APIRouter, Request
 from starlette.responses import Response, StreamingResponse
 
 from domain.errors import JobNotFound
-from domain.job import Failure, Job, events_after
+from domain.job import Failure, Job
+from domain.job_events import events_after
 from interface.http import job_report, openapi_jobs
 from interface.http.exchange import exchange_of
 from interface.http.problem import problem, recorded, spell

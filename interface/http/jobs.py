@@ -14,12 +14,13 @@ from pydantic_core import to_json
 from starlette.responses import Response  # noqa: TC002  (FastAPI needs it)
 
 from application.job_service import CHUNK, encode
-from domain.errors import DispatchError, InvalidRequest, JobConflict, JobNotFound
+from domain.errors import DeadlineExceeded, DispatchError, InvalidRequest, JobConflict, JobNotFound
 from domain.job import JobStatus
+from domain.ports import Search
 from interface.http import job_report, ndjson, openapi_jobs, preferences
 from interface.http.answer import CLOSE, Answer
 from interface.http.body import check_encoding, read_body
-from interface.http.dispatch import respond, while_connected, within
+from interface.http.connected import respond, while_connected
 from interface.http.exchange import exchange_of
 from interface.http.job_body import Identity, check_query, decode, decode_query, submission
 from interface.http.problem import problem_answer
@@ -38,7 +39,7 @@ PAGE, MOST = 20, 100  # jobs in one answer: where the caller does not say, and a
 
 router = APIRouter(tags=["jobs"])
 
-_CURSOR = re.compile("[0-9]{1,15}")
+_NUMBER = re.compile("[0-9]{1,15}")
 
 
 @router.post("/jobs", **openapi_jobs.SUBMIT)
@@ -49,9 +50,7 @@ async def submit(request: Request) -> Response:
     if ndjson.is_said_by(headers):
         return await _submit_lines(request, gateway, headers)
     check_query(request.query_params)
-    limits = gateway.limits
-    reading = read_body(request, limits.max_body_bytes)
-    text = await within(preferences.deadline(headers), limits.max_timeout, reading)
+    text = await read_body(request, gateway.limits, preferences.deadline(headers))
     return await respond(request, answer(gateway, exchange_of(request), headers, text))
 
 
@@ -81,18 +80,17 @@ async def _accept(gateway: Gateway, headers: Headers, asked: Submission, instanc
 
 
 async def _submit_lines(request: Request, gateway: Gateway, headers: Headers) -> Response:
-    upload = ndjson.Upload(request)
     try:
-        job = await _accept_lines(request, upload, gateway, headers)
+        job = await _accept_lines(request, gateway, headers)
     except DispatchError as error:
         refusal = problem_answer(error, exchange_of(request).request_id)
-        if b"expect" in headers or not await upload.drained():
+        if b"expect" in headers or isinstance(error, DeadlineExceeded):  # the rest may never come
             refusal.headers = tuple({*refusal.headers, CLOSE})
         return refusal.response()
     return await respond(request, _awaited(gateway, headers, job))
 
 
-async def _accept_lines(request: Request, upload: ndjson.Upload, gateway: Gateway, headers: Headers) -> Job:
+async def _accept_lines(request: Request, gateway: Gateway, headers: Headers) -> Job:
     check_encoding(request)
     query = decode_query(request.query_params)
     exchange_of(request).model = query.model_name
@@ -100,7 +98,7 @@ async def _accept_lines(request: Request, upload: ndjson.Upload, gateway: Gatewa
     asked = submission(query, gateway.job_limits, bulk=bulk, cache=cache)
     key = preferences.idempotency_key(headers)
     chunks = ndjson.chunks(
-        upload.pieces(),
+        ndjson.pieces(request),
         max_line=gateway.limits.max_body_bytes,
         max_instances=gateway.job_limits.max_instances,
     )
@@ -122,12 +120,13 @@ async def jobs(request: Request) -> Response:
     gateway: Gateway = request.app.state.gateway
     query = request.query_params
     before = query.get("cursor")
-    page = await gateway.jobs.page(
+    search = Search(
         _limit(query),
         before=None if before is None else _number("cursor", before),
         status=_status(query),
         model=query.get("model_name"),
     )
+    page = await gateway.jobs.page(search)
     if page.next is None:
         return Answer(job_report.spell_list(page.jobs, None)).response()
     kept = {name: query[name] for name in ("status", "model_name", "limit") if name in query}
@@ -180,7 +179,7 @@ async def notify_again(request: Request) -> Response:
 async def _replay_all(gateway: Gateway, model: str | None) -> int:
     replayed, before = 0, None
     while True:
-        page = await gateway.jobs.page(MOST, before=before, status=JobStatus.FAILED, model=model)
+        page = await gateway.jobs.page(Search(MOST, before, JobStatus.FAILED, model))
         for each in page.jobs:
             with contextlib.suppress(JobConflict, JobNotFound):  # somebody else was faster
                 await gateway.jobs.replay(each.id)
@@ -204,14 +203,14 @@ async def _awaited(gateway: Gateway, headers: Headers, job: Job, *, accepting: b
 
 
 def _limit(query: Mapping[str, str]) -> int:
-    limit = _number("limit", query.get("limit", str(PAGE)))
-    if not 1 <= limit <= MOST:
+    text = query.get("limit", str(PAGE))
+    if _NUMBER.fullmatch(text) is None or not 1 <= int(text) <= MOST:
         raise InvalidRequest(f"limit should be a number from 1 to {MOST}.")
-    return limit
+    return int(text)
 
 
 def _number(name: str, text: str) -> int:
-    if _CURSOR.fullmatch(text) is None:
+    if _NUMBER.fullmatch(text) is None:
         raise InvalidRequest(f"{name} should be a number, as an answer before has told it.")
     return int(text)
 

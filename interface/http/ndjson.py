@@ -18,7 +18,6 @@ if TYPE_CHECKING:
 
 MEDIA_TYPES = frozenset({b"application/x-ndjson", b"application/ndjson", b"application/jsonl"})
 PATIENCE = 60.0  # seconds in which nothing comes
-LINGER = 30.0  # seconds in which the rest of a body that is refused may come; nginx's lingering_time
 MOST_BYTES = 33_554_432  # in one chunk: that much of the body is held in memory
 
 
@@ -27,45 +26,21 @@ def is_said_by(headers: Headers) -> bool:
     return headers.get(b"content-type", b"").partition(b";")[0].strip().lower() in MEDIA_TYPES
 
 
-class Upload:
-    """The body of a request, however long it is."""
+async def pieces(request: Request) -> AsyncIterator[bytes]:
+    """The body as it comes, however long it is.
 
-    def __init__(self, request: Request) -> None:
-        self._stream = aiter(request.stream())
-        self._stuck = False
-
-    async def pieces(self) -> AsyncIterator[bytes]:
-        """The body as it comes.
-
-        Raises DeadlineExceeded where it does not, and starlette's ClientDisconnect.
-        """
-        while True:
-            try:
-                async with asyncio.timeout(PATIENCE):
-                    piece = await anext(self._stream)
-            except StopAsyncIteration:
-                return
-            except TimeoutError:
-                self._stuck = True
-                message = f"Nothing more of the body came for {PATIENCE:g} seconds."
-                raise DeadlineExceeded(message) from None
-            yield piece
-
-    async def drained(self) -> bool:
-        """Read what is left of a body that nobody wants: whether it has ended soon.
-
-        Many callers read no answer before they have sent everything, and find none
-        when their connection is closed before.
-        """
-        if self._stuck:
-            return False
+    Raises DeadlineExceeded where it does not, and starlette's ClientDisconnect.
+    """
+    stream = aiter(request.stream())
+    while True:
         try:
-            async with asyncio.timeout(LINGER):
-                async for _ in self._stream:
-                    pass
+            async with asyncio.timeout(PATIENCE):
+                piece = await anext(stream)
+        except StopAsyncIteration:
+            return
         except TimeoutError:
-            return False
-        return True
+            raise DeadlineExceeded(f"Nothing more of the body came for {PATIENCE:g} seconds.") from None
+        yield piece
 
 
 async def chunks(

@@ -7,7 +7,6 @@ import json
 from typing import TYPE_CHECKING
 
 from fastapi import APIRouter, Request
-from pydantic_core import to_json
 from starlette.responses import Response  # noqa: TC002  (FastAPI needs it)
 
 from application.job_service import Submission
@@ -15,9 +14,9 @@ from domain.errors import DeadlineExceeded, FieldError, InputRejectedByModel, Jo
 from domain.job import Failure, JobStatus
 from domain.prediction import ModelRef, PredictionRequest, PredictionResult
 from interface.http import openapi_predictions, preferences
-from interface.http.answer import Answer
+from interface.http.answer import Answer, spell
 from interface.http.body import read_body
-from interface.http.dispatch import respond, within
+from interface.http.connected import respond
 from interface.http.dispatch_body import decode_text
 from interface.http.exchange import exchange_of
 from interface.http.job_report import accepted
@@ -40,9 +39,7 @@ async def predict(request: Request) -> Response:
     """Ask the default model about one text: from the cache, else through the queue."""
     gateway: Gateway = request.app.state.gateway
     headers = preferences.by_name(request.scope["headers"])
-    limits = gateway.limits
-    reading = read_body(request, limits.max_body_bytes)
-    text = await within(preferences.deadline(headers), limits.max_timeout, reading)
+    text = await read_body(request, gateway.limits, preferences.deadline(headers))
     return await respond(request, answer(gateway, exchange_of(request), headers, text))
 
 
@@ -93,7 +90,7 @@ def _tell(result: PredictionResult) -> Answer:
         "model_version": result.model.version,
         "prediction": result.predictions[0],
     }
-    return Answer(to_json(content), headers=() if status is None else ((b"cache-status", status),))
+    return Answer(spell(content), headers=() if status is None else ((b"cache-status", status),))
 
 
 def _outcome(job: Job, outcomes: bytes | None) -> Answer:

@@ -90,14 +90,18 @@ def problem_answer(error: errors.DispatchError, request_id: str) -> Answer:
 def problem(error: errors.DispatchError, instance: str) -> Problem:
     """`error` as it is told."""
     told = ErrorResponse.of(error, instance)
+    detail = _spellable(told.detail)
     return Problem(
         type=TYPE_PREFIX + told.kind,
         title=told.title,
         status=status_of(error),
-        detail=told.detail,
+        detail=detail,
         instance=told.instance,
-        error=told.detail,
-        errors=tuple(Pointer(each.detail, "#" + quote(each.pointer, safe="/~")) for each in told.errors),
+        error=detail,
+        errors=tuple(
+            Pointer(_spellable(each.detail), "#" + quote(each.pointer, safe="/~", errors="replace"))
+            for each in told.errors
+        ),
     )
 
 
@@ -119,6 +123,11 @@ def plain_problem(status: int, detail: str, request_id: str, headers: Mapping[st
     title = HTTPStatus(status).phrase
     body = Problem("about:blank", title, status, detail, request_id, error=detail)
     return _respond(body, headers)
+
+
+def _spellable(text: str) -> str:
+    """`text` with a ? for half a surrogate pair, which a model may say, and UTF-8 cannot."""
+    return text.encode(errors="replace").decode()
 
 
 def _headers(error: errors.DispatchError) -> dict[str, str]:

@@ -12,7 +12,7 @@ from uvicorn.protocols.http.httptools_impl import STATUS_LINE, HttpToolsProtocol
 
 from application.tasks import start
 from domain.errors import DeadlineExceeded, DispatchError, InvalidRequest
-from interface.http import dispatch, jobs, predict, preferences
+from interface.http import dispatch, jobs, lingering, predict, preferences
 from interface.http.answer import CLOSE, Answer
 from interface.http.exchange import CLIENT_CLOSED_REQUEST, Exchange, request_id
 from interface.http.problem import problem_answer
@@ -65,7 +65,10 @@ class GatewayProtocol(HttpToolsProtocol):
         super().on_message_begin()  # makes the scope, which the short way does without
         self.url, self.headers, self.expect_100_continue = begun
         self.scope["headers"] = self.headers
+        last = self.cycle
         super().on_headers_complete()
+        if self.cycle is not last:  # there is none where the protocol changes
+            self.cycle.transport = lingering.LingeringTransport(self.transport, self.cycle)
 
     def data_received(self, data: bytes) -> None:
         super().data_received(data)
@@ -89,11 +92,13 @@ class GatewayProtocol(HttpToolsProtocol):
         self.timeout_keep_alive_task = None
         if self.cycle is not None and not self.cycle.response_complete:
             return  # which sets it again when it is
+        if self.transport.get_protocol() is not self:
+            return  # it lingers, and has a time of its own for that
         rest = self._idle_since + self.timeout_keep_alive - self.loop.time()
         if rest > 0:
             self.timeout_keep_alive_task = self.loop.call_later(rest, self.timeout_keep_alive_handler)
         else:
-            super().timeout_keep_alive_handler()
+            lingering.close(self.transport, self.cycle)
 
     def _is_ordinary(self) -> bool:
         """Whether nothing about this request needs more than its headers and a small body."""
@@ -155,19 +160,16 @@ class _ShortCycle:
 
     def _begin(self) -> None:
         """Answer at once where nothing has to be waited for; else in a task."""
-        exchange = self._exchange
         try:
-            found = self._endpoint(self._gateway, exchange, self._headers, bytes(self.body))
+            found = self._endpoint(self._gateway, self._exchange, self._headers, bytes(self.body))
         except DispatchError as error:
-            found = problem_answer(error, exchange.request_id)
+            found = self._exchange.refusal(error)
         except Exception:  # noqa: BLE001  (the last resort, which logs it)
-            found = exchange.failed()
-        if not isinstance(found, Answer):
-            self._task = start(self._answer(found))
-        elif self._protocol.flow.write_paused:
-            self._task = start(self._send_when_read(found))
-        else:
+            found = self._exchange.failed()
+        if isinstance(found, Answer) and not self._protocol.flow.write_paused:
             self._send(found)
+        else:
+            self._task = start(self._answer(found))
 
     def watch(self) -> None:
         """Limit the time in which the rest of the body may come."""
@@ -186,24 +188,25 @@ class _ShortCycle:
         error = DeadlineExceeded("The body did not arrive in time.")
         self._send(problem_answer(error, self._exchange.request_id))
 
-    async def _answer(self, awaited: Coroutine[None, None, Answer]) -> None:
-        exchange = self._exchange
+    async def _answer(self, found: Answer | Coroutine[None, None, Answer]) -> None:
+        """Send what is found, but not before the caller has read enough of the answers before."""
         try:
-            answer = await awaited
-        except DispatchError as error:
-            answer = problem_answer(error, exchange.request_id)
-        except Exception:  # noqa: BLE001  (the last resort, which logs it)
-            answer = exchange.failed()
+            answer = found if isinstance(found, Answer) else await self._awaited(found)
+            if self._protocol.flow.write_paused:
+                await self._protocol.flow.drain()
         except asyncio.CancelledError:
-            exchange.log()
+            self._exchange.log()
+            self._protocol.transport.close()  # if the caller is still there: nothing else will come
             raise
-        await self._send_when_read(answer)
-
-    async def _send_when_read(self, answer: Answer) -> None:
-        """Not before the caller has read enough of the answers before."""
-        if self._protocol.flow.write_paused:
-            await self._protocol.flow.drain()
         self._send(answer)
+
+    async def _awaited(self, work: Coroutine[None, None, Answer]) -> Answer:
+        try:
+            return await work
+        except DispatchError as error:
+            return self._exchange.refusal(error)
+        except Exception:  # noqa: BLE001  (the last resort, which logs it)
+            return self._exchange.failed()
 
     def _send(self, answer: Answer) -> None:
         """Write the answer at the end of this turn of the loop, behind all others of the turn.
@@ -219,13 +222,20 @@ class _ShortCycle:
         if self.disconnected:
             self._exchange.status = CLIENT_CLOSED_REQUEST
         else:
-            close = not self.keep_alive or CLOSE in answer.headers
-            self._protocol.transport.write(self._written(answer, close=close))
-            self.response_complete = True
-            if close:
+            try:
+                self._finish(answer)
+            except Exception:  # noqa: BLE001  (which is logged; nobody else would close the connection)
                 self._protocol.transport.close()
-            self._protocol.on_response_complete()
+                self._exchange.failed()
         self._exchange.log()
+
+    def _finish(self, answer: Answer) -> None:
+        close = not self.keep_alive or CLOSE in answer.headers
+        self._protocol.transport.write(self._written(answer, close=close))
+        self.response_complete = True
+        if close:
+            lingering.close(self._protocol.transport, self)
+        self._protocol.on_response_complete()
 
     def _written(self, answer: Answer, *, close: bool) -> bytes:
         headers = [*self._protocol.server_state.default_headers, *answer.headers, *self._exchange.headers()]

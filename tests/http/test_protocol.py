@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Any
 import pytest
 from uvicorn.protocols.http.httptools_impl import HttpToolsProtocol
 
+from domain.errors import DispatchError, FieldError, InputRejectedByModel
 from interface.http.protocol import GatewayProtocol
 from tests.http.happened import happened
 
@@ -234,6 +235,52 @@ async def test_our_own_mistake_is_a_problem_and_is_logged(
     assert (status, problem["type"]) == (500, "/problems/internal-error")
     assert "a secret" not in json.dumps(problem)
     assert any(record.exc_info for record in caplog.records)
+
+
+@pytest.mark.parametrize("path", ["/dispatch_model", "/dispatch_model?asgi"])
+@pytest.mark.parametrize("method", ["recall", "predict"])
+async def test_an_error_that_cannot_be_told_is_our_own_mistake(
+    caller: Caller, app: FastAPI, monkeypatch: pytest.MonkeyPatch, path: str, method: str
+) -> None:
+    def fail(_service: object, _request: object) -> None:
+        raise DispatchError  # which has no status: only its kinds have
+
+    monkeypatch.setattr(type(app.state.gateway.predictions), method, fail)
+    caller.send(post(path=path))
+
+    status, _, problem = await caller.answer()
+
+    assert (status, problem["type"]) == (500, "/problems/internal-error")
+
+
+@pytest.mark.parametrize("path", ["/dispatch_model", "/dispatch_model?asgi"])
+@pytest.mark.parametrize("error", [InputRejectedByModel("no", code=999), asyncio.CancelledError()])
+async def test_whoever_cannot_be_answered_is_not_left_waiting(
+    caller: Caller, app: FastAPI, monkeypatch: pytest.MonkeyPatch, path: str, error: BaseException
+) -> None:
+    async def fail(_service: object, _request: object) -> None:
+        raise error
+
+    monkeypatch.setattr(type(app.state.gateway.predictions), "predict", fail)
+    caller.send(post(BODY, "connection: close", path=path))
+
+    async with asyncio.timeout(5):
+        assert b"200 OK" not in await caller.reader.read()
+
+
+@pytest.mark.parametrize("path", ["/dispatch_model", "/dispatch_model?asgi"])
+async def test_half_a_character_of_a_model_spoils_no_answer(
+    caller: Caller, server: FakeServer, path: str
+) -> None:
+    server.name = "\ud83d"
+    caller.send(post(path=path))
+    assert (await caller.answer())[2]["predictions"] == ["\ud83d:m/1.0:x"]
+
+    server.error = InputRejectedByModel("half: \ud83d", errors=[FieldError("/\ud83d", "\ud83d")])
+    caller.send(post(path=path))
+    status, _, problem = await caller.answer()
+    assert (status, problem["detail"]) == (422, "half: ?")
+    assert problem["errors"] == [{"detail": "?", "pointer": "#/%3F"}]
 
 
 async def test_a_request_in_flight_is_answered_before_the_gateway_stops(

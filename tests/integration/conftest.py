@@ -4,14 +4,17 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
+import aio_pika
 import pytest
 
+from infrastructure.celery_messages import QUEUES
+from infrastructure.celery_queue import CeleryQueue
 from tests.integration.gate import Gate
 from tests.integration.rabbitmq_server import RunningRabbitMQ
 from tests.integration.redis_server import RunningRedis
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator
+    from collections.abc import AsyncIterator, Iterator
     from pathlib import Path
 
 
@@ -48,3 +51,22 @@ def rabbitmq(tmp_path_factory: pytest.TempPathFactory) -> Iterator[RunningRabbit
     running.start()
     yield running
     running.stop()
+
+
+@pytest.fixture
+def publish_timeout() -> float:
+    """Seconds that `queue` waits for RabbitMQ; a file may say otherwise."""
+    return 5.0
+
+
+@pytest.fixture
+async def queue(rabbitmq: RunningRabbitMQ, publish_timeout: float) -> AsyncIterator[CeleryQueue]:
+    """One that finds everything empty."""
+    queue = CeleryQueue(rabbitmq.url, timeout=publish_timeout)
+    assert await queue.connect()
+    async with await aio_pika.connect(rabbitmq.url) as connection:
+        channel = await connection.channel()
+        for name in QUEUES:
+            await (await channel.get_queue(name)).purge()
+    yield queue
+    await queue.aclose()

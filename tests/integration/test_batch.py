@@ -118,7 +118,7 @@ def test_a_row_that_the_model_refuses_is_an_error_of_its_own(gateway: RunningGat
     assert (good["prediction"]["label"], bad["prediction"]["label"]) == ("positive", "negative")
     assert (refused["row"], refused["error"]["status"]) == (2, 422)
     assert code == 1
-    assert "3 rows: 2 predictions, 1 errors." in said
+    assert "3 rows: 2 predictions, 1 error." in said
     assert said.splitlines()[-1].split() == ["1", *refused["error"]["title"].split()]
 
 
@@ -164,7 +164,7 @@ def test_killed_again_and_again_it_asks_nothing_twice_that_is_written(
     code, said = batch.run()
 
     assert code == 0
-    assert f"has {written} rows; going on after them" in said
+    assert f"has {written} rows; going on from there" in said
     assert_complete(batch)
     again = gateway.ask("faulty", *({"do": "count", "key": key} for key in keys(batch)[:30])).json()
     assert {each["times"] for each in again["predictions"]} == {2}

@@ -11,13 +11,12 @@ from typing import TYPE_CHECKING, Any
 
 import aio_pika
 import httpx
-import pytest
 from prometheus_client.parser import text_string_to_metric_families
 
 from application.health import Components
 from bootstrap.gateway import build
 from bootstrap.settings import JobsSettings, RedisSettings, ServerSettings, Settings
-from infrastructure.celery_messages import BULK, DEAD, QUEUES
+from infrastructure.celery_messages import BULK, DEAD
 from infrastructure.celery_queue import CeleryQueue
 from infrastructure.prometheus import JobMetrics
 from infrastructure.redis_connection import SLOW, RedisConnection
@@ -30,6 +29,8 @@ if TYPE_CHECKING:
     from collections.abc import AsyncIterator, Callable, Iterator
     from pathlib import Path
 
+    import pytest
+
     from domain.ports import Component, Condition
     from tests.integration.rabbitmq_server import RunningRabbitMQ
     from tests.integration.redis_server import RunningRedis
@@ -37,6 +38,7 @@ if TYPE_CHECKING:
 SILENT = "It did not answer within 1 s."
 GONE = "Redis cannot be reached, or closed the connection."
 OK = {"interactive": 0, "bulk": 0, "dead": 0}
+IN_TIME = 4.0  # seconds: nobody waits for more than 1, and what is asked may take 5
 
 
 async def told(components: Components, seconds: float, so: Callable[[Condition], bool]) -> Condition:
@@ -45,7 +47,7 @@ async def told(components: Components, seconds: float, so: Callable[[Condition],
     while True:
         begun = time.monotonic()
         (found,) = (await components.conditions()).values()
-        assert time.monotonic() - begun < 1.5
+        assert time.monotonic() - begun < IN_TIME
         if so(found):
             return found
         assert time.monotonic() < give_up, found
@@ -66,19 +68,6 @@ async def watched(component: Component) -> AsyncIterator[Components]:
         yield components
 
 
-@pytest.fixture
-async def queue(rabbitmq: RunningRabbitMQ) -> AsyncIterator[CeleryQueue]:
-    """One that finds everything empty."""
-    queue = CeleryQueue(rabbitmq.url)
-    assert await queue.connect()
-    async with await aio_pika.connect(rabbitmq.url) as connection:
-        channel = await connection.channel()
-        for name in QUEUES:
-            await (await channel.get_queue(name)).purge()
-    yield queue
-    await queue.aclose()
-
-
 async def send(rabbitmq: RunningRabbitMQ, name: str, messages: int) -> None:
     async with await aio_pika.connect(rabbitmq.url) as connection:
         exchange = (await connection.channel()).default_exchange
@@ -88,9 +77,9 @@ async def send(rabbitmq: RunningRabbitMQ, name: str, messages: int) -> None:
 
 async def test_a_rabbitmq_that_hangs_is_told_in_time(rabbitmq: RunningRabbitMQ, queue: CeleryQueue) -> None:
     async with watched(queue) as components:
-        rabbitmq.pause()
+        rabbitmq.pause()  # it may still answer what was asked just then
         try:
-            assert (await told(components, 0, bad)).problem == SILENT
+            assert (await told(components, 5, bad)).problem == SILENT
             await told(components, 10, lambda found: found.problem == "RabbitMQ did not answer in time.")
         finally:
             rabbitmq.resume()
@@ -103,7 +92,7 @@ async def test_a_rabbitmq_that_is_out_of_memory_is_not_ok_though_it_answers(
     async with watched(queue) as components:
         rabbitmq.ctl("set_vm_memory_high_watermark", "0")
         try:
-            assert (await told(components, 0, bad)).problem == SILENT
+            assert (await told(components, 5, bad)).problem == SILENT
         finally:
             rabbitmq.ctl("set_vm_memory_high_watermark", "0.4")
         await told(components, 15, fine)
@@ -131,6 +120,8 @@ async def test_messages_that_wait_and_those_that_are_dead_are_counted(
     families = {each.name: each for each in text_string_to_metric_families(metrics.decode())}
     (sample,) = families["dispatcher_dead_letters"].samples
     assert sample.value == 2.0
+    waiting = families["dispatcher_queue_waiting"].samples
+    assert {each.labels["priority"]: each.value for each in waiting} == {"interactive": 0.0, "bulk": 3.0}
 
 
 async def test_a_rabbitmq_that_is_killed_is_told_and_so_is_that_it_came_back(
@@ -284,7 +275,7 @@ async def until(client: httpx.AsyncClient, jobs: str, queue: str) -> dict[str, A
     while True:
         begun = time.monotonic()
         report: dict[str, Any] = (await client.get("/health")).json()
-        assert time.monotonic() - begun < 2
+        assert time.monotonic() - begun < IN_TIME
         if [report["components"][name]["state"] for name in ("jobs", "queue")] == [jobs, queue]:
             return report
         assert time.monotonic() < give_up, report

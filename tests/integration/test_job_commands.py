@@ -67,7 +67,7 @@ def test_what_failed_is_listed_with_its_reason_and_replayed_one_by_one_or_all(
 
     code, _, complaint = jobs(gateway.url, "replay", well)
     assert (code, "Only a failed job can be replayed" in complaint) == (1, True)
-    assert jobs(gateway.url, "replay")[0] == 1
+    assert jobs(gateway.url, "replay")[0] == 2
     assert jobs(gateway.url, "replay", "unknown")[2].startswith("unknown: The gateway answers 404.")
     code, lines, complaint = jobs(gateway.url, "replay", "a/b", failed)
     assert (code, lines[0][0], complaint[:30]) == (1, failed, "a/b: The gateway answers 404. ")

@@ -10,11 +10,12 @@ from typing import TYPE_CHECKING, Any
 import pytest
 
 from domain.job import Chunk, Failure, Job, JobStatus
-from domain.ports import Change, Created, IdempotencyKey, JobStore, NewJob
+from domain.ports import Change, Created, IdempotencyKey, JobStore, NewJob, Search
 from domain.prediction import ModelRef
 from domain.webhook import Attempt, Delivery
 from infrastructure.redis_connection import RedisConnection
 from infrastructure.sqlite_jobs import SqliteJobs
+from tests.integration.recorded_jobs import NOW, SENTIMENT, begun, finished, job, new, some
 from tests.integration.test_redis import eventually
 
 if TYPE_CHECKING:
@@ -22,19 +23,6 @@ if TYPE_CHECKING:
     from pathlib import Path
 
     from tests.integration.redis_server import RunningRedis
-
-NOW = 1_700_000_000.0
-SENTIMENT = ModelRef("sentiment")
-
-
-def job(job_id: str, **fields: Any) -> Job:
-    times = {"created_at": NOW, "expires_at": NOW + 600, "retention": 3_600.0, "changed_at": NOW}
-    values: dict[str, Any] = {"model": SENTIMENT, "total": 1, "chunk_size": 500, **times, **fields}
-    return Job(job_id, **values)
-
-
-def new(job_id: str, **fields: Any) -> NewJob:
-    return NewJob(job(job_id, **fields), b'["good"]')
 
 
 @pytest.fixture(params=["sqlite", "redis"])
@@ -57,20 +45,6 @@ async def created(store: JobStore, job_id: str, **fields: Any) -> Job:
     """A queued job that `store` has."""
     await store.create([new(job_id, **fields)])
     return job(job_id, **fields)
-
-
-def begun(queued: Job) -> Job:
-    return some(queued.begun(0, NOW + 1))
-
-
-def finished(running: Job, failed: int = 0) -> Job:
-    error = Failure("server-fault", "no") if failed else None
-    return some(running.chunk_finished(0, NOW + 2, failed=failed, error=error, version="1.0"))
-
-
-def some(changed: Job | None) -> Job:
-    assert changed is not None
-    return changed
 
 
 async def ended(store: JobStore, job_id: str, *, failed: int = 0, **fields: Any) -> Job:
@@ -311,7 +285,7 @@ async def test_a_replayed_job_gets_new_outcomes(store: JobStore) -> None:
 async def ids_of_pages(store: JobStore, limit: int, **wanted: Any) -> list[list[str]]:
     pages, before = [], None
     while True:
-        page = await store.page(limit, before=before, **wanted)
+        page = await store.page(Search(limit, before, **wanted))
         pages.append([each.id for each in page.jobs])
         before = page.next
         if before is None:
@@ -326,17 +300,17 @@ async def test_pages_show_the_newest_first_and_lead_on(store: JobStore) -> None:
 
     assert await ids_of_pages(store, 2) == [["e", "d"], ["b", "a"], ["c"]]
     assert await ids_of_pages(store, 5) == [["e", "d", "b", "a", "c"]]
-    assert (await store.page(5)).jobs[3] == begun(job("a"))
+    assert (await store.page(Search(5))).jobs[3] == begun(job("a"))
 
 
 async def test_what_comes_or_goes_meanwhile_does_not_shift_the_next_page(store: JobStore) -> None:
     for job_id in "abcd":
         await created(store, job_id)
-    first = await store.page(2)
+    first = await store.page(Search(2))
     await created(store, "e")
     await store.delete(["d"])
 
-    second = await store.page(2, before=first.next)
+    second = await store.page(Search(2, first.next))
 
     assert [[each.id for each in page.jobs] for page in (first, second)] == [["d", "c"], ["b", "a"]]
 

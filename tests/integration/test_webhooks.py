@@ -1,139 +1,34 @@
+"""One call of a webhook: what is sent, what counts as an answer, and whom it trusts."""
+
 from __future__ import annotations
 
 import asyncio
 import base64
 import contextlib
+import socket
 import ssl
+import struct
 import subprocess
 import time
-from dataclasses import dataclass, field
 from datetime import UTC, datetime, timedelta
 from email.utils import format_datetime
-from ipaddress import ip_address, ip_network
 from typing import TYPE_CHECKING
 
-import httpcore
 import pytest
 from standardwebhooks.webhooks import Webhook, WebhookVerificationError
 
-from application import housekeeping
-from application.housekeeping import Housekeeping
-from application.job_records import JobRecords
-from domain import webhook
-from domain.job import Job
-from domain.ports import Change, NewJob
-from domain.prediction import ModelRef
-from domain.webhook import Delivery
-from infrastructure.guarded_network import AddressRefused, GuardedNetwork, Names, is_public
+from infrastructure import webhook_sender
 from infrastructure.webhook_sender import SignedWebhooks
-from tests.fakes_jobs import FakeJobQueue, FakeJobStore
+from tests.integration.processes import until
+from tests.integration.webhook_receiver import LOOPBACK, NEW, OLD, PUBLIC, Receiver, Resolver, answer
 
 if TYPE_CHECKING:
-    from collections.abc import AsyncIterator, Iterable, Sequence
+    from collections.abc import Sequence
     from pathlib import Path
 
     from domain.webhook import Attempt
 
-OLD = "whsec_" + base64.b64encode(b"o" * 32).decode()
-NEW = "whsec_" + base64.b64encode(b"n" * 32).decode()
-LOOPBACK = frozenset({ip_network("127.0.0.0/8")})
 BODY = '{"type":"job.succeeded","data":{"name":"Zoë"}}'.encode()
-PUBLIC = "93.184.216.34"
-INNER = (
-    "127.0.0.1",
-    "127.255.0.1",
-    "0.0.0.0",  # noqa: S104  an address to refuse
-    "10.1.2.3",
-    "172.16.0.1",
-    "192.168.1.1",
-    "100.64.0.1",
-    "100.100.100.200",
-    "169.254.169.254",
-    "168.63.129.16",
-    "192.0.0.192",
-    "198.18.0.1",
-    "224.0.0.1",
-    "240.0.0.1",
-    "255.255.255.255",
-    "::",
-    "::1",
-    "::127.0.0.1",
-    "::ffff:127.0.0.1",
-    "::ffff:10.0.0.1",
-    "64:ff9b::7f00:1",
-    "64:ff9b::a9fe:a9fe",
-    "64:ff9b:1::7f00:1",
-    "2002:7f00:1::",
-    "2002:5db8:d822::1",
-    "2001:0:4136:e378:8000:63bf:3fff:fdd2",
-    "fe80::1",
-    "fe80::1%1",
-    "fec0::1",
-    "fc00::1",
-    "fd00:ec2::254",
-    "ff0e::1",
-    "2001:db8::1",
-    "3fff::1",
-    "no address",
-)
-
-
-@dataclass
-class Received:
-    """One request as it came."""
-
-    head: str
-    headers: dict[str, str]
-    body: bytes
-
-
-@dataclass
-class Receiver:
-    """An HTTP server that answers one request by `answers`, the next by the next, all others by the last."""
-
-    answers: list[bytes] = field(default_factory=lambda: [answer("204 No Content")])
-    drips: bool = False
-    received: list[Received] = field(default_factory=list)
-    connections: list[asyncio.Task[None]] = field(default_factory=list)
-    port: int = 0
-
-    @contextlib.asynccontextmanager
-    async def serving(self, tls: ssl.SSLContext | None = None) -> AsyncIterator[Receiver]:
-        server = await asyncio.start_server(self._accepted, "127.0.0.1", 0, ssl=tls)
-        self.port = server.sockets[0].getsockname()[1]
-        yield self
-        server.close()
-        for each in self.connections:
-            each.cancel()
-        await asyncio.gather(*self.connections, return_exceptions=True)
-
-    def _accepted(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
-        self.connections.append(asyncio.create_task(self._serve(reader, writer)))
-
-    async def _serve(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
-        try:
-            await self._answer_all(reader, writer)
-        finally:
-            writer.transport.abort()
-
-    async def _answer_all(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
-        with contextlib.suppress(asyncio.IncompleteReadError, OSError):
-            while True:
-                head, *lines = (await reader.readuntil(b"\r\n\r\n")).decode().rstrip().split("\r\n")
-                headers = {name.lower(): value for name, value in (line.split(": ", 1) for line in lines)}
-                body = await reader.readexactly(int(headers["content-length"]))
-                self.received.append(Received(head, headers, body))
-                writer.write(self.answers.pop(0) if len(self.answers) > 1 else self.answers[0])
-                await writer.drain()
-                while self.drips:
-                    writer.write(b"x")
-                    await writer.drain()
-                    await asyncio.sleep(0.05)
-
-
-def answer(status: str, *headers: str, body: bytes = b"") -> bytes:
-    lines = (f"HTTP/1.1 {status}", f"content-length: {len(body)}", *headers)
-    return "\r\n".join(lines).encode() + b"\r\n\r\n" + body
 
 
 async def call(
@@ -148,46 +43,6 @@ async def call(
 async def called(receiver: Receiver, seconds: float = 5.0) -> Attempt:
     async with receiver.serving():
         return await call(f"http://127.0.0.1:{receiver.port}/hook", seconds=seconds)
-
-
-@dataclass
-class Resolver:
-    """Answers with `answers` one after the other, the last for ever."""
-
-    answers: list[list[str]]
-    asked: int = 0
-
-    async def __call__(self, host: str, port: int) -> list[str]:
-        await asyncio.sleep(0)
-        self.asked += 1
-        found = self.answers.pop(0) if len(self.answers) > 1 else self.answers[0]
-        if not found:
-            raise OSError(host, port)
-        return found
-
-
-@dataclass
-class World(httpcore.AsyncNetworkBackend):
-    """All addresses lead to `port` on this machine; those in `dead` to nowhere."""
-
-    port: int = 0
-    dead: frozenset[str] = frozenset()
-    dialed: list[tuple[str, int]] = field(default_factory=list)
-
-    async def connect_tcp(
-        self,
-        host: str,
-        port: int,
-        timeout: float | None = None,  # noqa: ASYNC109
-        local_address: str | None = None,
-        socket_options: Iterable[httpcore.SOCKET_OPTION] | None = None,
-    ) -> httpcore.AsyncNetworkStream:
-        ip_address(host)  # never a name
-        self.dialed.append((host, port))
-        if host in self.dead:
-            raise httpcore.ConnectError
-        network = httpcore.AnyIOBackend()
-        return await network.connect_tcp("127.0.0.1", self.port, timeout, local_address, socket_options)
 
 
 # --- signing
@@ -235,7 +90,7 @@ async def test_without_a_secret_nothing_is_sent() -> None:
     assert (attempt.problem, receiver.received) == ("There is no secret to sign with.", [])
 
 
-@pytest.mark.parametrize("secret", ["secret", "whsec_", "whsec_!!", "whsk_b28="])
+@pytest.mark.parametrize("secret", ["secret", "whsec_", "whsec_!!", "whsec_b28=!", "whsk_b28="])
 def test_a_secret_that_is_none_is_refused_and_not_repeated(secret: str) -> None:
     with pytest.raises(ValueError, match="webhook secret") as raised:
         SignedWebhooks([secret])
@@ -273,6 +128,11 @@ async def test_a_server_may_say_when_it_wants_to_be_called_again(*, as_date: boo
     said = format_datetime(datetime.now(UTC) + timedelta(seconds=120)) if as_date else "120"
     attempt = await called(Receiver([answer("503 Busy", f"Retry-After: {said}")]))
     assert attempt.retry_after == pytest.approx(120, abs=60)
+
+
+async def test_a_time_that_has_passed_means_now() -> None:
+    attempt = await called(Receiver([answer("503 Busy", "Retry-After: Mon, 01 Jan 2024 00:00:00 GMT")]))
+    assert attempt.retry_after == 0.0
 
 
 @pytest.mark.parametrize("said", ["-1", "1e9", "9" * 5_000, "soon", "Mon, 99 Foo 2020", ""])
@@ -320,6 +180,23 @@ async def test_a_body_without_end_does_not_matter(endless: bytes) -> None:
     assert time.monotonic() - began < 2.9
 
 
+async def test_an_answer_counts_though_its_body_is_nonsense() -> None:
+    head = b"HTTP/1.1 200 OK\r\ntransfer-encoding: chunked\r\n\r\n"
+    attempt = await called(Receiver([head + b"nonsense\r\n"]))
+    assert (attempt.status, attempt.problem) == (200, None)
+
+
+async def test_a_connection_that_breaks_off_is_no_delivery() -> None:
+    def reset(_: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        linger = struct.pack("ii", 1, 0)
+        writer.get_extra_info("socket").setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, linger)
+        writer.transport.abort()
+
+    async with await asyncio.start_server(reset, "127.0.0.1", 0) as server:
+        attempt = await call(f"http://127.0.0.1:{server.sockets[0].getsockname()[1]}/")
+    assert (attempt.status, attempt.problem) == (None, "The connection broke off.")
+
+
 @pytest.mark.parametrize(
     ("said", "problem"),
     [
@@ -344,101 +221,37 @@ async def test_nobody_there_is_no_delivery() -> None:
     assert (attempt.status, attempt.problem) == (None, "The server could not be reached.")
 
 
-# --- the whole way
-
-
-@pytest.mark.parametrize(
-    ("answers", "statuses", "delivered"),
-    [
-        (("500 Oops", "503 Busy", "204 No Content"), [500, 503, 204], True),
-        (("410 Gone", "204 No Content"), [410], False),
-    ],
-)
-async def test_a_jobs_end_is_told_until_the_receiver_accepts_it_or_is_gone(
-    monkeypatch: pytest.MonkeyPatch, answers: Sequence[str], statuses: Sequence[int], *, delivered: bool
+async def test_a_name_that_is_not_found_in_time_is_given_up_before_the_whole_time_is_over(
+    monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    monkeypatch.setattr(housekeeping, "EVERY", 0.02)
-    monkeypatch.setattr(webhook, "RETRY_AFTER", (0.1,) * 9)
-    store, receiver = FakeJobStore(), Receiver([*map(answer, answers)])
-    async with receiver.serving():
-        await end_a_job(store, f"http://127.0.0.1:{receiver.port}/")
-        async with contextlib.aclosing(SignedWebhooks([NEW], allow_private=LOOPBACK)) as send:
-            keeper = Housekeeping(
-                JobRecords(store), FakeJobQueue(), send, clock=time.time, chance=lambda: 0.0
-            )
-            with contextlib.suppress(TimeoutError):
-                await asyncio.wait_for(keeper.run(), 2.0)
-    told = store.jobs["job-1"].webhook
-    assert told is not None
-    assert ([each.status for each in told.attempts], told.delivered) == (statuses, delivered)
-    assert {each.headers["webhook-id"] for each in receiver.received} == {"job-1:0"}
-    for each in receiver.received:
-        assert Webhook(NEW).verify(each.body, each.headers)["data"]["id"] == "job-1"
-
-
-async def end_a_job(store: FakeJobStore, url: str) -> None:
-    now = time.time()
-    job = Job("job-1", ModelRef("m"), 1, 500, now, now + 60, 600, webhook=Delivery(url))
-    await store.create([NewJob(job)])
-    ended = job.chunk_finished(0, now, failed=0, error=None, version="1")
-    assert ended is not None
-    await store.save([Change(ended)])
-
-
-# --- the guard
-
-
-@pytest.mark.parametrize("address", INNER)
-async def test_a_name_that_leads_inside_is_refused(address: str) -> None:
-    world = World()
-    network = GuardedNetwork(Resolver([[address]]), inner=world)
-    with pytest.raises(AddressRefused) as raised:
-        await network.connect_tcp("hooks.example", 443)
-    assert (world.dialed, str(raised.value)) == ([], "")
-
-
-async def test_a_name_that_leads_inside_as_well_is_refused() -> None:
-    world = World()
-    network = GuardedNetwork(Resolver([[PUBLIC, "10.0.0.1"]]), inner=world)
-    with pytest.raises(AddressRefused):
-        await network.connect_tcp("hooks.example", 443)
-    assert world.dialed == []
-
-
-@pytest.mark.parametrize(
-    "address", [PUBLIC, "2606:4700:4700::1111", "::ffff:93.184.216.34", "64:ff9b::5db8:d822"]
-)
-def test_a_public_address_is_public(address: str) -> None:
-    assert is_public(ip_address(address))
-
-
-async def test_a_name_that_leads_inside_the_second_time_was_asked_for_only_once() -> None:
-    receiver, names = Receiver(), Resolver([[PUBLIC], ["127.0.0.1"]])
-    async with receiver.serving():
-        world = World(receiver.port)
-        network = GuardedNetwork(names, inner=world)
-        async with httpcore.AsyncConnectionPool(network_backend=network) as pool:
-            answered = await pool.request("POST", "http://hooks.example:8443/", content=b"")
-    assert (answered.status, names.asked, world.dialed) == (204, 1, [(PUBLIC, 8443)])
-
-
-async def test_the_next_address_is_tried_where_one_is_dead() -> None:
-    receiver = Receiver()
-    async with receiver.serving():
-        world = World(receiver.port, dead=frozenset({"2606:4700::1"}))
-        network = GuardedNetwork(Resolver([["2606:4700::1", PUBLIC]]), inner=world)
-        stream = await network.connect_tcp("hooks.example", 443, timeout=1.0)
-        await stream.aclose()
-    assert [host for host, _ in world.dialed] == ["2606:4700::1", PUBLIC]
-
-
-async def test_a_slow_look_up_is_part_of_the_time() -> None:
     async def slow(host: str, port: int) -> list[str]:
         await asyncio.sleep(60)
         return [host, str(port)]
 
-    with pytest.raises(httpcore.ConnectTimeout):
-        await GuardedNetwork(slow).connect_tcp("hooks.example", 443, timeout=0.1)
+    monkeypatch.setattr(webhook_sender, "CONNECT_TIMEOUT", 0.1)
+    began = time.monotonic()
+    async with contextlib.aclosing(SignedWebhooks([NEW], resolve=slow, timeout=5.0)) as send:
+        attempt = await send("https://hooks.example/", "a:0", BODY, time.time())
+    assert (attempt.status, attempt.problem) == (None, "The server did not answer in time.")
+    assert time.monotonic() - began < 3.0
+
+
+async def test_a_server_that_does_not_answer_holds_up_no_other() -> None:
+    silent, other = Receiver([b""]), Receiver()
+    async with (
+        silent.serving(),
+        other.serving(),
+        contextlib.aclosing(SignedWebhooks([NEW], allow_private=LOOPBACK, timeout=5.0)) as send,
+    ):
+        held = asyncio.create_task(send(f"http://127.0.0.1:{silent.port}/", "a:0", BODY, time.time()))
+        await asyncio.to_thread(until, lambda: len(silent.received) == 1, "the first call")
+        attempt = await send(f"http://127.0.0.1:{other.port}/", "b:0", BODY, time.time())
+        assert (attempt.status, held.done()) == (204, False)
+        held.cancel()
+        await asyncio.wait([held])
+
+
+# --- where it leads
 
 
 @pytest.mark.parametrize(
@@ -482,12 +295,6 @@ async def test_no_proxy_of_the_environment_is_used(monkeypatch: pytest.MonkeyPat
             monkeypatch.setenv(name, f"http://127.0.0.1:{proxy.port}")
         assert (await called(Receiver())).status == 204
     assert proxy.received == []
-
-
-async def test_names_are_looked_up_as_the_platform_does() -> None:
-    names = Names()
-    assert "127.0.0.1" in await names("localhost", 80)
-    names.close()
 
 
 # --- TLS

@@ -10,7 +10,7 @@ import pytest
 import respx
 
 from bootstrap.gateway import build
-from bootstrap.settings import ModelSettings, ServerSettings, Settings
+from bootstrap.settings import JobsSettings, ModelSettings, ServerSettings, Settings
 from domain.prediction import ModelRef, PredictionRequest
 from tests.unit.torchserve.raw_server import Received, Reply, always, ok, serving
 
@@ -50,7 +50,8 @@ async def test_a_prediction_is_posted_to_protocol_host_port_model_and_version_wi
         configured = ServerSettings(
             url=server.url, management_url=MANAGEMENT, key_file=tmp_path / "key_file.json"
         )
-        async with build(Settings(servers={"a": configured})) as gateway:
+        settings = Settings(servers={"a": configured}, jobs=JobsSettings(path=tmp_path / "jobs.sqlite"))
+        async with build(settings) as gateway:
             result = await gateway.predictions.predict(PredictionRequest(ModelRef("m"), ("x", "y")))
 
     assert (result.model, result.predictions) == (ModelRef("m", "3.1"), (1, 2))
@@ -65,7 +66,7 @@ async def test_a_prediction_is_posted_to_protocol_host_port_model_and_version_wi
 
 
 async def test_a_server_without_management_and_keys_serves_what_is_configured(
-    monkeypatch: pytest.MonkeyPatch,
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setenv("DISPATCHER_CONFIG", "no such file: the tests say all there is")
 
@@ -74,7 +75,9 @@ async def test_a_server_without_management_and_keys_serves_what_is_configured(
 
     async with serving(echo) as server:
         settings = Settings(
-            servers={"a": ServerSettings(url=server.url)}, models={"m": ModelSettings(payload="body")}
+            servers={"a": ServerSettings(url=server.url)},
+            models={"m": ModelSettings(payload="body")},
+            jobs=JobsSettings(path=tmp_path / "jobs.sqlite"),
         )
         async with build(settings) as gateway:
             result = await gateway.predictions.predict(PredictionRequest(ModelRef("m"), ("x", {"y": 1})))

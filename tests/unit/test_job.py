@@ -3,7 +3,8 @@ from __future__ import annotations
 import pytest
 
 from domain.errors import InputRejectedByModel, JobConflict, NoServerAvailable
-from domain.job import OVER, Chunk, Failure, Job, JobStatus, events_after
+from domain.job import OVER, Chunk, Failure, Job, JobStatus
+from domain.job_events import events_after
 from domain.prediction import ModelRef
 from domain.webhook import Attempt, Delivery
 
