@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import json
 from typing import TYPE_CHECKING
 
 from application.asking import Asking, outcome_line
-from domain.errors import InternalError, WorkerLost
+from domain.errors import InternalError, Unavailable, WorkerLost
 from domain.job import Failure
 from domain.ports import Change
 
@@ -23,6 +24,7 @@ MOST_ATTEMPTS = 10  # begun so often and never finished: whoever works it dies o
 ALONE = 3  # attempts after which it is not worked together with others, which may die of it, too
 PATIENCE = 60.0  # seconds in which nothing but failures has come
 LONGEST = 1_200.0  # seconds in all; well below the 30 minutes after which RabbitMQ takes a delivery back
+LAST_WORD = 3.0  # seconds for the record of what is being worked when it is cancelled
 
 
 class JobRunner:
@@ -31,6 +33,7 @@ class JobRunner:
     A chunk may be delivered twice, and be worked by two at once: what is recorded first stays.
     What passes is waited for until the job's time is over; after PATIENCE with nothing but failures, or
     LONGEST in all, the chunk is queued anew, so that others get their turn. An answer may take longer.
+    An attempt that is cancelled does not count: only those of whoever dies at it do.
     `clock` tells Unix time; `chance` is as in Asking.
     """
 
@@ -78,8 +81,16 @@ class JobRunner:
         if job.attempts[chunk.number] > ALONE and not alone:
             await self._queue.publish([chunk], bulk=True)  # where nothing travels together
             return
-        loop = asyncio.get_running_loop()
-        end = loop.time() + min(LONGEST, max(0.0, job.expires_at - self._clock()))
+        try:
+            await self._ask(job, chunk, instances)
+        except asyncio.CancelledError:
+            task = asyncio.current_task()
+            if task is not None and task.cancelling():
+                await self._withdraw(job, chunk)
+            raise
+
+    async def _ask(self, job: Job, chunk: Chunk, instances: bytes) -> None:
+        end = asyncio.get_running_loop().time() + min(LONGEST, max(0.0, job.expires_at - self._clock()))
         try:
             async with asyncio.timeout_at(end) as limit:
                 patience = _Patience(limit)
@@ -120,15 +131,24 @@ class JobRunner:
         await self._records.change(job, finished)
 
     async def _give_up(self, job: Job, chunk: Chunk) -> None:
+        if self._clock() >= job.expires_at:
+            await self._records.change(job, lambda job: _change(job.expired(self._clock())))
+        elif await self._put_back(job, chunk):
+            await self._queue.publish([chunk], bulk=job.bulk)
+
+    async def _withdraw(self, job: Job, chunk: Chunk) -> None:
+        """Whoever is told to stop lives, so this attempt does not count; unless that cannot be recorded."""
+        with contextlib.suppress(Unavailable, TimeoutError):
+            async with asyncio.timeout(LAST_WORD):
+                await self._put_back(job, chunk)
+
+    async def _put_back(self, job: Job, chunk: Chunk) -> Job | None:
         def put_back(now_job: Job) -> Change | None:
             if now_job.replays != job.replays:
                 return None  # the attempts are those of its next life, and so are the messages
             return _change(now_job.put_back(chunk.number, self._clock()))
 
-        if self._clock() >= job.expires_at:
-            await self._records.change(job, lambda job: _change(job.expired(self._clock())))
-        elif await self._records.change(job, put_back):
-            await self._queue.publish([chunk], bulk=job.bulk)
+        return await self._records.change(job, put_back)
 
 
 class _Patience:

@@ -17,7 +17,7 @@ from tests.fakes_jobs import FakeJobQueue, FakeJobStore
 from tests.virtual_time import now, virtual_time
 
 if TYPE_CHECKING:
-    from collections.abc import Callable
+    from collections.abc import Callable, Sequence
 
     from domain.prediction import PredictionRequest
 
@@ -59,6 +59,20 @@ class Site:
         """Of a process of its own."""
         records = JobRecords(self.store)
         return JobRunner(records, self.queue, self.predict, clock=clock, chance=lambda: 0.5)
+
+    async def stopped_at_work(self, chunks: Sequence[Chunk]) -> None:
+        """As SIGTERM does it, half a second after the begin."""
+        working = asyncio.create_task(self.runner().run(chunks))
+        await asyncio.sleep(0.5)
+        working.cancel()
+        await asyncio.wait([working])
+        assert working.cancelled()
+
+    async def killed_at_work(self, chunks: Sequence[Chunk]) -> None:
+        """As SIGKILL does it: nothing more is recorded."""
+        self.after(0.25, down=True)
+        await self.stopped_at_work(chunks)
+        self.store.trouble.down = False
 
     def after(self, seconds: float, **trouble: bool) -> None:
         """So much later the store is in `trouble`."""
@@ -133,11 +147,7 @@ async def test_of_two_who_work_the_same_chunk_the_first_one_stays() -> None:
 @virtual_time
 async def test_who_is_killed_at_work_leaves_it_to_the_next() -> None:
     site = await Site().begin()
-    killed = asyncio.create_task(site.runner().run([FIRST]))
-    await asyncio.sleep(0.5)
-    killed.cancel()
-    await asyncio.wait([killed])
-    assert killed.cancelled()
+    await site.killed_at_work([FIRST])
     assert (site.recorded().attempts, site.store.results) == ({0: 1}, {})
 
     await site.runner().run([FIRST])
@@ -146,13 +156,32 @@ async def test_who_is_killed_at_work_leaves_it_to_the_next() -> None:
 
 
 @virtual_time
+async def test_who_is_told_to_stop_leaves_it_to_the_next_and_that_does_not_count() -> None:
+    site = await Site().begin()
+    for _ in range(MOST_ATTEMPTS + 1):
+        await site.stopped_at_work([FIRST, Chunk("j", 1)])
+    assert site.recorded().attempts == {0: 0, 1: 0}
+    assert site.recorded().untouched_chunks() == (FIRST, Chunk("j", 1))
+
+    await site.runner().run([FIRST])
+    assert site.outcomes() == [{"prediction": "<a>"}, {"prediction": "<b>"}]
+
+
+@virtual_time
+async def test_a_store_that_hangs_does_not_keep_anybody_from_stopping() -> None:
+    site = await Site().begin()
+    asyncio.get_running_loop().call_later(0.25, vars(site.store.trouble).update, {"seconds": 1_000.0})
+
+    await site.stopped_at_work([FIRST])
+
+    assert now() < 5.0
+
+
+@virtual_time
 async def test_a_chunk_that_kills_whoever_works_it_fails_in_the_end_without_being_asked_about() -> None:
     site = await Site().begin()
     for _ in range(MOST_ATTEMPTS):
-        killed = asyncio.create_task(site.runner().run([FIRST]))
-        await asyncio.sleep(0.5)
-        killed.cancel()
-        await asyncio.wait([killed])
+        await site.killed_at_work([FIRST])
     assert len(site.asked) == MOST_ATTEMPTS
 
     await site.runner().run([FIRST])
@@ -383,10 +412,7 @@ async def test_a_chunk_is_worked_on_for_as_long_as_answers_come() -> None:
 async def test_a_chunk_that_others_may_have_died_of_is_worked_alone() -> None:
     site = await Site(bulk=False).begin()
     for _ in range(ALONE):
-        killed = asyncio.create_task(site.runner().run([FIRST, Chunk("j", 1)]))
-        await asyncio.sleep(0.5)
-        killed.cancel()
-        await asyncio.wait([killed])
+        await site.killed_at_work([FIRST, Chunk("j", 1)])
     asked = len(site.asked)
 
     site.queue.trouble.seconds = 1.0
