@@ -1,1 +1,1 @@
-"""What is done for a request, and in which order; standard library and tenacity only."""
+"""What is done for a request, and in which order; standard library only."""
