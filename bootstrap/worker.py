@@ -63,7 +63,7 @@ def work(options: WorkerOptions, build_runner: Callable[[], AbstractAsyncContext
     A second signal ends the process at once; so does the end of the event loop, whatever ended that.
     To be called in the main thread.
     """
-    for name in ("celery", "kombu", "amqp", "aio_pika", "aiormq"):
+    for name in ("celery", "kombu", "amqp"):
         logging.getLogger(name).setLevel(logging.CRITICAL)  # we say the same in our own words
     stopping = _listen_to_signals(options.grace)
     loop = JobLoop(build_runner, stopping)

@@ -23,7 +23,8 @@ def celery_app(broker_url: str, work: Callable[[Sequence[Chunk]], None]) -> Cele
     """A Celery application whose only task hands chunks to `work`.
 
     What `work` returns from is acknowledged; what it raises from is delivered again, to whomever, and after
-    DELIVERIES of those it is dead. What names no chunks is dead at once.
+    DELIVERIES of those it is dead. What names no chunks is dead at once. It is made to work, not to publish:
+    that is CeleryQueue's, which waits for the broker's confirms.
     """
     app = Celery("dispatcher", broker=broker_url, set_as_current=False)
     app.conf.update(
@@ -31,7 +32,6 @@ def celery_app(broker_url: str, work: Callable[[Sequence[Chunk]], None]) -> Cele
         task_acks_late=True,
         task_acks_on_failure=False,  # what Celery itself cannot run is dead at once
         task_reject_on_worker_lost=True,
-        broker_transport_options={"confirm_publish": True},
         worker_prefetch_multiplier=1,
         worker_enable_prefetch_count_reduction=False,
         worker_cancel_long_running_tasks_on_connection_loss=False,  # what is recorded first stays

@@ -81,6 +81,7 @@ class LanePool(BasePool):  # type: ignore[misc]
 
     def on_stop(self) -> None:
         """Nothing more is taken when this is called, and the connection is open still."""
+        LOGGER.info("worker stopping", extra=_fields(self._running))
         if not self._settled(self.grace):
             LOGGER.warning("work is cut short, and will be done by others", extra=_fields(self._running))
             self.cancel()
@@ -190,7 +191,6 @@ def run_worker(
     """
     setup_worker_optimizations(app, name)
     app.conf.worker_enable_remote_control = events
-    app.conf.broker_transport_options = {}  # it publishes nothing but events: no use waiting for confirms
     worker = WorkController(
         app=app,
         hostname=name,

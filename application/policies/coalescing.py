@@ -27,8 +27,9 @@ class Coalescing:
     """Asks for an instance that is being asked for already only once, in this process.
 
     A request joins the flights that carry its instances and starts one for the others. A flight outlives
-    the caller who started it, and is cancelled when its last passenger leaves. Who joined a flight that
-    failed for a reason of its own asks again, once.
+    the caller who started it, and is cancelled when its last passenger leaves. One that has landed is there
+    until its passengers have left with the answer: whoever remembers it outside does so before anybody
+    could ask again. Who joined a flight that failed for a reason of its own asks again, once.
     Source: Go's `singleflight`, nginx's `proxy_cache_lock`.
     """
 
@@ -98,11 +99,13 @@ class Coalescing:
 
         Raises the error of one that failed, unless it failed for a reason of its own.
         """
-        seats = {flight: flight.board(request) for flight in flights}
+        seats: dict[_Flight, Seat] = {}
         joined = False
-        for flight in seats:
+        for flight in flights:
             joined = joined or flight.task is not None
-            flight.task = flight.task or start(self._fly(flight))
+            if flight.result is None:  # else there is nothing to wait for
+                seats[flight] = flight.board(request)
+                flight.task = flight.task or start(self._fly(flight))
         try:
             for flight, seat in seats.items():
                 await seat
@@ -119,14 +122,17 @@ class Coalescing:
         except Exception as error:  # noqa: BLE001  (its passengers raise it)
             flight.crash(error)
         finally:
-            self._forget(flight)
+            if flight.result is None:
+                self._forget(flight)  # nobody may board what has failed
             flight.wake()
 
     def _leave(self, flight: _Flight, seat: Seat) -> None:
         """The passenger is answered, or wants no answer any more."""
         del flight.passengers[seat]
-        if not flight.passengers and flight.task is not None and not flight.task.done():
-            self._forget(flight)  # before it has ended: nobody may board what is being cancelled
+        if flight.passengers:
+            return
+        self._forget(flight)  # also before it has ended: nobody may board what is being cancelled
+        if flight.task is not None and not flight.task.done():
             flight.task.cancel()
 
     def _forget(self, flight: _Flight) -> None:

@@ -73,9 +73,9 @@ class Answer(NamedTuple):  # a third of a frozen dataclass's time to make
 
 
 async def exchange(
-    http: httpx.AsyncClient, request: httpx.Request, *, max_answer_bytes: int, seconds: float | None
+    http: httpx.AsyncClient, request: httpx.Request, *, max_answer_bytes: int, seconds: float
 ) -> Answer:
-    """The answer, read to its end within `seconds`; None leaves that to the client's timeouts.
+    """The answer, read to its end within `seconds`.
 
     Raises ServerUnreachable where no answer began, ServerTimeout, or ServerFault.
     """
@@ -86,18 +86,12 @@ async def exchange(
         raise translated(httpx.ReadTimeout("")) from error
 
 
-def question(
-    http: httpx.AsyncClient, method: str, url: str, key: str | None, content: bytes | None = None
-) -> httpx.Request:
-    """A request with no header but those it needs, for JSON `content`. Raises ServerFault at a bad URL."""
-    headers = {}
-    if content is not None:
-        headers["content-type"] = "application/json"  # TorchServe minds the case of this
-    if key is not None:
-        headers["authorization"] = f"Bearer {key}"  # and of this
+def question(http: httpx.AsyncClient, method: str, url: str, key: str | None) -> httpx.Request:
+    """A request with no header but those it needs. Raises ServerFault at a bad URL."""
+    headers = {} if key is None else {"authorization": f"Bearer {key}"}  # TorchServe minds the case of this
     timeouts = {"timeout": http.timeout.as_dict()}
     try:
-        return httpx.Request(method, url, headers=headers, content=content, extensions=timeouts)
+        return httpx.Request(method, url, headers=headers, extensions=timeouts)
     except (httpx.InvalidURL, UnicodeError) as error:
         raise translated(error) from error
 

@@ -32,7 +32,7 @@ WHAT_TO_DO = (
     "and that this process may read it."
 )
 
-log = logging.getLogger(__name__)
+LOGGER = logging.getLogger("dispatcher.keys")
 
 
 @dataclass(frozen=True, slots=True)
@@ -129,7 +129,7 @@ class KeyFile:
                     await self._renew(kind, keys.api.key)
         except (ServerError, TimeoutError) as error:
             self._paused_until = self._now() + PAUSE_SECONDS
-            log.warning("the %s key is about to expire and was not renewed: %r", kind, error)
+            LOGGER.warning("the %s key is about to expire and was not renewed: %r", kind, error)
 
     async def _renew(self, kind: Kind, api_key: str) -> None:
         request = question(self._http, "GET", f"{self._management}/token?type={kind}", api_key)
@@ -160,7 +160,7 @@ class KeyFile:
             self._keys = self._parsed()
         except (OSError, ValidationError) as error:
             if self._keys is None and not self._told:
-                log.warning("cannot read the keys in %s: %s", self._path, type(error).__name__)
+                LOGGER.warning("cannot read the keys in %s: %s", self._path, type(error).__name__)
                 self._told = True
             message = "The model server's key file is missing or cannot be read. " + WHAT_TO_DO
             raise ServerFault(message) from None  # a ValidationError quotes what it read

@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import asyncio
+import json
 import secrets
+import time
 from collections import Counter
 from dataclasses import dataclass, field
 from typing import Any
@@ -11,6 +13,8 @@ from typing import Any
 import httpx
 
 CALLERS = 64  # that submit at the same time
+PAUSE = 0.05  # seconds before a caller who was refused comes again
+PATIENCE = 120.0  # seconds: whatever was killed is started again in a few, RabbitMQ in up to 60
 MODEL = "faulty"
 OVER = {"succeeded", "failed", "canceled", "expired"}
 
@@ -37,16 +41,27 @@ class Callers:
         return httpx.AsyncClient(base_url=self.url, timeout=20, limits=httpx.Limits(max_connections=CALLERS))
 
     async def submit(self, numbers: range) -> None:
-        """Submit a job for each of `numbers`, at full speed; those who are refused come again."""
+        """Submit a job for each of `numbers`, at full speed; those who are refused come again.
+
+        Fails when one of them has been refused for PATIENCE seconds.
+        """
         left = iter(numbers)
-        async with self.client() as client:
+        async with self.client() as client, asyncio.TaskGroup() as callers:
 
             async def caller() -> None:
                 for number in left:
-                    while not await self._submit(client, number):  # noqa: ASYNC110  there is nothing to wait for
-                        await asyncio.sleep(0.05)
+                    await self._until_accepted(client, number)
 
-            await asyncio.gather(*(caller() for _ in range(CALLERS)))
+            for _ in range(CALLERS):
+                callers.create_task(caller())
+
+    async def _until_accepted(self, client: httpx.AsyncClient, number: int) -> None:
+        give_up = time.monotonic() + PATIENCE
+        while not await self._submit(client, number):
+            assert time.monotonic() < give_up, (
+                f"job {number} was refused for {PATIENCE:g} s; all refusals: {dict(self.refused)}"
+            )
+            await asyncio.sleep(PAUSE)
 
     async def _submit(self, client: httpx.AsyncClient, number: int) -> bool:
         try:
@@ -77,6 +92,19 @@ class Callers:
             open_still = await asyncio.gather(*(caller() for _ in range(CALLERS)))
         return [number for some in open_still for number in some]
 
+    async def settle(self, seconds: float) -> list[int]:
+        """Wait until all jobs are over; those that are not in time."""
+        give_up = time.monotonic() + seconds
+        left = [number for number in self.accepted if number not in self.outcomes]
+        while left and time.monotonic() < give_up:
+            left = await self.look(left)
+            await asyncio.sleep(0.5)
+        return left
+
+    def wrong(self) -> list[int]:
+        """Those that are over, and not with the right answer."""
+        return [number for number, seen in self.outcomes.items() if seen != _right(number)]
+
     async def _read(self, client: httpx.AsyncClient, number: int) -> bool:
         job_id = self.accepted[number]
         try:
@@ -95,3 +123,8 @@ class Callers:
         if self.outcomes.setdefault(number, seen) != seen:
             self.changed.add(number)
         return True
+
+
+def _right(number: int) -> str:
+    line = json.dumps({"prediction": instance(number)}, separators=(",", ":"))
+    return f"succeeded: {line}\n"

@@ -12,13 +12,13 @@ import httpx
 
 from infrastructure.torchserve.process import free_ports
 from tests.integration.processes import ROOT, Process, until
+from tests.integration.rabbitmq_server import RunningRabbitMQ
+from tests.integration.redis_server import RunningRedis
 
 if TYPE_CHECKING:
     from pathlib import Path
 
     from tests.integration.processes import RunningTorchServe
-    from tests.integration.rabbitmq_server import RunningRabbitMQ
-    from tests.integration.redis_server import RunningRedis
 
 
 class Part(Protocol):
@@ -81,36 +81,41 @@ class Stage:
             part.kill()
 
 
-def distributed(
-    folder: Path, torchserve: RunningTorchServe, broker: RunningRabbitMQ, redis: RunningRedis
-) -> Stage:
-    """One gateway and two workers, before and behind a broker and a Redis that run already."""
+def distributed(folder: Path, torchserve: RunningTorchServe, cache: RunningRedis | None = None) -> Stage:
+    """One gateway and two workers, before and behind RabbitMQ and a Redis; answers are kept in a `cache`."""
+    broker = RunningRabbitMQ(folder / "rabbitmq")
+    redis = RunningRedis(folder, ("--appendonly", "yes", "--appendfsync", "always"))
     settings = _settings(torchserve) | {"JOBS__BROKER": broker.url, "JOBS__REDIS": redis.url}
+    parts: dict[str, Part] = {"RabbitMQ": broker, "Redis": redis}
+    if cache is not None:
+        settings |= {"REDIS__URL": cache.url, "MODELS__FAULTY__CACHING": "true"}
+        parts["cache"] = cache
     gateway = _gateway(folder, settings)
     workers = {f"worker {i}": Program(_program(folder, f"worker-{i}", settings, "worker")) for i in (1, 2)}
-    for program in (gateway, *workers.values()):
-        program.start()
-    assert gateway.url is not None
-    parts: dict[str, Part] = {
-        "gateway": gateway,
-        **workers,
-        "RabbitMQ": broker,
-        "Redis": redis,
-        "TorchServe": Model(torchserve),
-    }
-    return Stage(parts, gateway.url)
+    return _started(parts | {"gateway": gateway} | workers, torchserve, gateway)
 
 
 def embedded(folder: Path, torchserve: RunningTorchServe) -> Stage:
     """One gateway that does it all."""
     gateway = _gateway(folder, _settings(torchserve) | {"JOBS__PATH": str(folder / "jobs.sqlite")})
-    gateway.start()
+    return _started({"gateway": gateway}, torchserve, gateway)
+
+
+def _started(parts: dict[str, Part], torchserve: RunningTorchServe, gateway: Program) -> Stage:
+    """All parts started in their order, beside TorchServe, which runs."""
     assert gateway.url is not None
-    return Stage({"gateway": gateway, "TorchServe": Model(torchserve)}, gateway.url)
+    stage = Stage(parts | {"TorchServe": Model(torchserve)}, gateway.url)
+    try:
+        for part in parts.values():
+            part.start()
+    except BaseException:
+        stage.stop()
+        raise
+    return stage
 
 
 def _gateway(folder: Path, settings: dict[str, str]) -> Program:
-    (port,) = free_ports([18_000])
+    (port,) = free_ports([0])
     process = _program(folder, "gateway", settings, "serve", "--port", str(port))
     return Program(process, f"http://127.0.0.1:{port}")
 

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import asyncio
-import json
 import os
 import random
 import time
@@ -12,10 +11,8 @@ from typing import TYPE_CHECKING
 
 import pytest
 
-from tests.chaos.callers import Callers, instance
+from tests.chaos.callers import Callers
 from tests.chaos.stage import Stage, distributed, embedded
-from tests.integration.rabbitmq_server import RunningRabbitMQ
-from tests.integration.redis_server import RunningRedis
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -32,16 +29,8 @@ SETTLE = 180.0  # seconds after the last kill within which all jobs have to be o
 def stage(
     request: pytest.FixtureRequest, tmp_path: Path, own_torchserve: RunningTorchServe
 ) -> Iterator[Stage]:
-    if request.param == "embedded":
-        stage = embedded(tmp_path, own_torchserve)
-        yield stage
-        stage.stop()
-        return
-    redis = RunningRedis(tmp_path, ("--appendonly", "yes", "--appendfsync", "always"))
-    redis.start()
-    broker = RunningRabbitMQ(tmp_path / "rabbitmq")
-    broker.start()
-    stage = distributed(tmp_path, own_torchserve, broker, redis)
+    build = {"distributed": distributed, "embedded": embedded}[request.param]
+    stage = build(tmp_path, own_torchserve)
     yield stage
     stage.stop()
 
@@ -55,17 +44,13 @@ async def test_whatever_is_killed_every_accepted_job_ends_once_and_rightly(
     began = time.monotonic()
     await _mayhem(stage, callers, random.Random(seed), kills)
     submitted = time.monotonic() - began
-    stuck = await _settle(callers)
+    stuck = await callers.settle(SETTLE)
     settled = time.monotonic() - began
     await callers.look(
         [number for number in callers.accepted if number not in stuck]
     )  # nothing changes any more
 
-    wrong = [
-        number
-        for number, seen in callers.outcomes.items()
-        if seen != f"succeeded: {json.dumps({'prediction': instance(number)}, separators=(',', ':'))}\n"
-    ]
+    wrong = callers.wrong()
     report = {
         "shelf": request.node.callspec.id,
         "seed": seed,
@@ -114,13 +99,3 @@ async def _witness(callers: Callers, chance: random.Random) -> None:
         known = list(callers.accepted)
         await callers.look(chance.sample(known, min(50, len(known))))
         await asyncio.sleep(0.5)
-
-
-async def _settle(callers: Callers) -> list[int]:
-    """Wait until all jobs are over; those that are not in time."""
-    give_up = time.monotonic() + SETTLE
-    left = [number for number in callers.accepted if number not in callers.outcomes]
-    while left and time.monotonic() < give_up:
-        left = await callers.look(left)
-        await asyncio.sleep(0.5)
-    return left

@@ -4,7 +4,7 @@
 
 Each chunk is noted in the file `record` when it is begun, and when it is done. What its job is called says
 what it does: `sleep-<seconds>-…`, `fail-…`, `down-<seconds>-…` (until then it cannot be recorded), `die-…`
-(the process), `doom-…` (the event loop).
+(the process, in half a second), `doom-…` (the event loop).
 """
 
 from __future__ import annotations
@@ -50,6 +50,7 @@ class Noting:
         elif what == "down" and time.monotonic() < self.started_at + float(rest.partition("-")[0]):
             raise QueueUnavailable
         elif what == "die":
+            await asyncio.sleep(0.5)  # by then it would be acknowledged, if it were early
             os._exit(77)
         elif what == "doom":
             self.doom.set()

@@ -155,7 +155,7 @@ class RunningGateway:
     @classmethod
     def start(cls, folder: Path, settings: dict[str, str]) -> RunningGateway:
         """Start one that writes its log into `folder`; `settings` are environment variables, unprefixed."""
-        (port,) = free_ports([18_000])
+        (port,) = free_ports([0])  # no other run of the tests then waits for ours, and takes it for its own
         settings = {"JOBS__PATH": str(folder / f"jobs-{port}.sqlite")} | settings
         variables = {f"DISPATCHER_{name}": value for name, value in settings.items()}
         process = Process(

@@ -172,11 +172,14 @@ def test_killed_again_and_again_it_asks_nothing_twice_that_is_written(
     assert more_than_once <= 3 * 8 * 4, "more than was under way when it was killed"
 
 
-def test_ctrl_c_stops_it_and_the_same_command_goes_on(gateway: RunningGateway, tmp_path: Path) -> None:
+@pytest.mark.parametrize("told", [signal.SIGINT, signal.SIGTERM])
+def test_ctrl_c_and_sigterm_stop_it_and_the_same_command_goes_on(
+    gateway: RunningGateway, tmp_path: Path, told: signal.Signals
+) -> None:
     batch = counting(tmp_path, gateway.url, rows=100)
     running = batch.start()
     batch.until_lines(10)
-    running.send_signal(signal.SIGINT)
+    running.send_signal(told)
     said, _ = running.communicate(timeout=10)
 
     assert (running.returncode, said) == (130, "Stopped. Run the same command to go on.\n")

@@ -26,6 +26,7 @@ if TYPE_CHECKING:
     from tests.integration.rabbitmq_server import RunningRabbitMQ
 
 WITHOUT_LOGIN = {"FLOWER_UNAUTHENTICATED_API": "true"}
+PATIENCE = 60.0  # seconds: Flower and the worker start together, on a machine that may be busy
 
 
 class Flower:
@@ -70,9 +71,9 @@ def flower(rabbitmq: RunningRabbitMQ, tmp_path: Path) -> Iterator[Flower]:
 async def test_flower_sees_a_worker_its_queues_and_what_it_has_done(
     rabbitmq: RunningRabbitMQ, worker: Process, flower: Flower
 ) -> None:
-    await until(lambda: len(flower.answer("workers?refresh=1")) == 1)
+    await until(lambda: len(flower.answer("workers?refresh=1")) == 1, PATIENCE)
     queue = CeleryQueue(rabbitmq.url, timeout=5)
-    async with aclosing(queue), asyncio.timeout(20):
+    async with aclosing(queue), asyncio.timeout(PATIENCE):
         while (TASK, "SUCCESS") not in flower.states():  # of what was done before it listened it never hears
             await queue.publish([Chunk("sleep-0.01-x", 0)], bulk=False)
             await asyncio.sleep(0.3)

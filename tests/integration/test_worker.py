@@ -13,14 +13,14 @@ import pytest
 from domain.errors import QueueUnavailable
 from domain.job import Chunk
 from infrastructure.celery_app import celery_app
-from infrastructure.celery_messages import BULK, DEAD, INTERACTIVE, QUEUES, TASK
-from infrastructure.celery_queue import CeleryQueue
+from infrastructure.celery_messages import BULK, DEAD, INTERACTIVE, TASK
 from tests.integration.workers import Workers, exit_code, tell, until, until_waiting
 
 if TYPE_CHECKING:
-    from collections.abc import AsyncIterator, Iterator
+    from collections.abc import Iterator
     from pathlib import Path
 
+    from infrastructure.celery_queue import CeleryQueue
     from tests.integration.rabbitmq_server import RunningRabbitMQ
 
 HEADERS: dict[str, Any] = {
@@ -39,19 +39,6 @@ def workers(rabbitmq: RunningRabbitMQ, tmp_path: Path) -> Iterator[Workers]:
     yield workers
     for worker in workers.started:
         worker.stop(signal.SIGKILL)
-
-
-@pytest.fixture
-async def queue(rabbitmq: RunningRabbitMQ) -> AsyncIterator[CeleryQueue]:
-    """One that finds everything empty."""
-    queue = CeleryQueue(rabbitmq.url, timeout=5)
-    assert await queue.connect()
-    async with await aio_pika.connect(rabbitmq.url) as connection:
-        channel = await connection.channel()
-        for name in QUEUES:
-            await (await channel.get_queue(name)).purge()
-    yield queue
-    await queue.aclose()
 
 
 async def test_what_celery_sends_and_what_we_send_is_the_same_work(
@@ -75,12 +62,10 @@ async def test_a_hundred_long_bulk_chunks_do_not_delay_an_interactive_one(
     workers.start(at_once=2)
     await until(lambda: len(workers.begun()) == 2)
 
-    asked = time.monotonic()
     for number in range(5):
         await queue.publish([Chunk("now", number)], bulk=False)
-    await until(lambda: len(workers.done()) == 5, seconds=2)
+    await until(lambda: len(workers.done()) == 5)  # before any bulk one is done
 
-    assert max(note.at for note in workers.notes()) - asked < 1
     await until_waiting(rabbitmq, BULK, 98)  # the rest is there for others
 
 
@@ -158,12 +143,12 @@ async def test_a_worker_that_is_stopped_gives_back_what_takes_too_long(
     worker = workers.start(at_once=2, grace=0.5)
     await until(lambda: len(workers.begun()) == 2)
 
-    told = time.monotonic()
     tell(worker, signal.SIGINT)
     code = await exit_code(worker)
 
     assert code == 0
-    assert time.monotonic() - told < 3
+    assert "work is cut short" in worker.last_words()
+    assert "work does not end" not in worker.last_words()
     await until_waiting(rabbitmq, BULK, 3)
 
 
@@ -175,7 +160,7 @@ async def test_a_second_signal_ends_a_worker_at_once(
     await until(lambda: len(workers.begun()) == 1)
 
     tell(worker, signal.SIGTERM)
-    await asyncio.sleep(0.5)
+    await until(lambda: "worker stopping" in worker.last_words())
     assert worker.alive()
     tell(worker, signal.SIGTERM)
 
@@ -235,6 +220,21 @@ async def test_work_that_always_fails_ends_among_the_dead(
     await until_waiting(rabbitmq, DEAD, 1, seconds=20)
 
     assert len(workers.begun()) == 21
+
+
+async def test_work_that_kills_its_worker_is_there_again_and_the_delivery_has_counted(
+    rabbitmq: RunningRabbitMQ, queue: CeleryQueue, workers: Workers
+) -> None:
+    worker = workers.start()
+    await queue.publish([Chunk("die-x", 0)], bulk=False)
+
+    assert await exit_code(worker) == 77
+
+    await until_waiting(rabbitmq, INTERACTIVE, 1)
+    async with await aio_pika.connect(rabbitmq.url) as connection:
+        waiting = await (await connection.channel()).get_queue(INTERACTIVE)
+        message = await waiting.get()
+        assert message.headers["x-delivery-count"] == 1  # after 20 of these it is dead
 
 
 async def test_work_that_cannot_be_recorded_is_kept_until_it_can(

@@ -11,7 +11,14 @@ from hypothesis import strategies as st
 
 from application.policies.batching import Batching
 from domain.batch import BatchQueue, PaddedBatchQueue, Waiting, batch_cost
-from domain.errors import DeadlineExceeded, DispatchError, InputRejectedByModel, PayloadTooLarge, ServerFault
+from domain.errors import (
+    DeadlineExceeded,
+    DispatchError,
+    InputRejectedByModel,
+    Overloaded,
+    PayloadTooLarge,
+    ServerFault,
+)
 from domain.prediction import ModelRef, PredictionRequest, PredictionResult, Refusal
 from tests.virtual_time import now, virtual_time
 
@@ -160,6 +167,9 @@ async def test_whoever_meets_whom_every_caller_is_told_what_the_bare_model_says(
         told = came.predictions if isinstance(came, PredictionResult) else came
         if told is None:
             assert call.patience is not None
+        elif isinstance(told, Overloaded):  # it gave way to others, who had more time
+            assert call.deadline is not None
+            assert len(calls) > 1
         elif not isinstance(told, DeadlineExceeded):
             assert told == model.bare(call.request)
     assert not model.broke_limits

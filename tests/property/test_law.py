@@ -33,6 +33,7 @@ from bootstrap.settings import (
 from domain import errors
 from domain.fleet import ServedModel
 from domain.prediction import (
+    ANY_SERVER,
     CacheControl,
     ModelRef,
     PredictionRequest,
@@ -47,6 +48,7 @@ from tests.virtual_time import VirtualLoop, now
 if TYPE_CHECKING:
     from collections.abc import Iterator, Mapping, Sequence
 
+    from application.prediction_service import PredictionService
     from domain.prediction import Json, Prediction
 
 REJECTED, REFUSED, FAULTY = "fails all, as refused", "is refused in its place", "fails all, as a fault"
@@ -105,6 +107,7 @@ class Caller:
     cache: CacheControl
     bulk: bool
     leaves_after: float | None
+    way: str
 
     def request(self) -> PredictionRequest:
         return PredictionRequest(
@@ -159,24 +162,27 @@ class FlakyServer:
 
 @dataclass(frozen=True)
 class World:
-    """Two gateway processes with one configuration in front of the same servers; at `closes` all leave."""
+    """Two gateway processes with one configuration in front of the same servers; at `closes` all leave.
+
+    Each remembers as many small answers as it has `room` for; None: they share a cache that has no bound.
+    """
 
     models: dict[str, ModelSettings]
-    shared: bool
+    room: int | None
     release: Release
     servers: list[FlakyServer]
     closes: float
 
     def gateways(self) -> list[Models]:
         cache, leases = FakeCache(), FakeLeases()
-        redis = RedisSettings(url="redis://fake") if self.shared else None
+        redis = RedisSettings(url="redis://fake") if self.room is None else None
         chosen = Settings(models=self.models, redis=redis)
         return [
             assemble(
                 chosen,
                 [Server(str(i), "h", 8080 + i, s.predict, s.probe) for i, s in enumerate(self.servers)],
-                cache if self.shared else MemoryCache(3 * ENTRY_BYTES, now),
-                FakeLeases(leases.held, ttl=2.0) if self.shared else None,
+                cache if self.room is None else MemoryCache(self.room * ENTRY_BYTES, now),
+                FakeLeases(leases.held, ttl=2.0) if self.room is None else None,
             )
             for _ in range(2)
         ]
@@ -188,12 +194,13 @@ class World:
         sent_together = sum(FAULTY in each.instances for each in callers)
         blameless = sent_together + sum(server.faults for server in self.servers) < BROKEN
         faulty = FAULTY in caller.instances or not blameless
+        chosen = self.models[caller.model]
         slow = any(seconds > 0 for server in self.servers for seconds, _ in server.script)
         return (
             scripted
             | ({errors.NoServerAvailable} if errors.ServerUnreachable in scripted else set())
             | ({errors.VersionNotFound} if late else set())
-            | ({errors.Overloaded} if self.models[caller.model].admission else set())
+            | ({errors.Overloaded} if chosen.admission or chosen.batching else set())
             | ({errors.InputRejectedByModel} if caller.unwelcome() else set())
             | ({errors.ServerFault} if faulty else set())
             | ({errors.DeadlineExceeded, errors.ServerTimeout} if slow else set())
@@ -203,12 +210,25 @@ class World:
         return caller.arrives + (caller.patience or self.models[caller.model].timeout)
 
 
+async def ask(gateway: PredictionService, caller: Caller) -> PredictionResult:
+    """As a job does, as `/dispatch_model`, which looks into memory first, or as `/api/predict/`."""
+    request = caller.request()
+    if caller.way == "job":
+        return await gateway.predict(request)
+    known = gateway.recall(request)
+    if isinstance(known, PredictionResult):
+        return known
+    if caller.way == "text" and caller.server == ANY_SERVER:
+        return await gateway.remembered(known) or await gateway.predict(known)
+    return await gateway.predict(known)
+
+
 async def live(
     caller: Caller, gateways: Sequence[Models], closes: float
 ) -> tuple[PredictionResult | BaseException, float]:
     """What `caller` was told, and when."""
     await asyncio.sleep(caller.arrives)
-    asking = asyncio.ensure_future(gateways[caller.process].predictions.predict(caller.request()))
+    asking = asyncio.ensure_future(ask(gateways[caller.process].predictions, caller))
     leaves = closes if caller.leaves_after is None else min(closes, caller.arrives + caller.leaves_after)
     asyncio.get_running_loop().call_at(leaves, asking.cancel)
     (told,) = await asyncio.gather(asking, return_exceptions=True)
@@ -275,15 +295,15 @@ tries = st.tuples(
 scripts = st.lists(st.lists(tries, min_size=1, max_size=4), min_size=1, max_size=3)
 callers = st.builds(
     Caller,
-    arrives=quarters(2),
+    arrives=quarters(3),
     process=st.sampled_from([0, 0, 1]),
-    model=st.sampled_from("mmn"),
+    model=st.sampled_from("mmmn"),
     version=mostly(None, "1", "2"),
-    instances=st.lists(
-        st.sampled_from([*ALIKE, *ALIKE, REJECTED, REFUSED, FAULTY]), min_size=1, max_size=4
-    ).map(tuple),
+    instances=st.lists(st.sampled_from([*ALIKE * 6, REJECTED, REFUSED, FAULTY]), min_size=1, max_size=3).map(
+        tuple
+    ),
     parameters=mostly({}, {"k": 1}, {"k": True}),
-    server=mostly(ServerAddress(), ServerAddress(port=8080)),
+    server=mostly(ANY_SERVER, ServerAddress(port=8080)),
     patience=mostly(None, 0.25, 1.0, 3.0),
     partition=mostly("", "p"),
     cache=st.builds(
@@ -293,14 +313,15 @@ callers = st.builds(
     ),
     bulk=st.sampled_from([False, False, False, True]),
     leaves_after=mostly(None, 0.0, 0.25, 1.0),
+    way=st.sampled_from(["job", "dispatch", "text"]),
 )
 models = st.builds(
     ModelSettings,
     deterministic=st.sampled_from([True, True, True, False]),
-    caching=st.sampled_from([None, CachingSettings(ttl=0.5), CachingSettings(ttl=3.0)]),
+    caching=st.sampled_from([None, CachingSettings(ttl=0.5), *[CachingSettings(ttl=3.0)] * 3]),
     coalescing=st.sampled_from([True, True, False]),
     admission=st.none()
-    | st.builds(AdmissionSettings, max_in_flight=st.integers(1, 6), max_waiting=st.integers(0, 8)),
+    | st.builds(AdmissionSettings, max_in_flight=st.integers(1, 6), max_waiting=st.sampled_from([0, 1, 8])),
     batching=st.none()
     | st.builds(
         BatchingSettings,
@@ -325,20 +346,20 @@ def _nothing_but_virtual_time() -> Iterator[None]:
 @given(
     callers=st.lists(callers, min_size=10, max_size=30),
     models=st.fixed_dictionaries({"m": models, "n": models}),
-    shared=st.booleans(),
-    closes=st.sampled_from([HANGS, 1.0]),
+    room=st.sampled_from([None, None, 3, 30]),
+    closes=st.sampled_from([HANGS, HANGS, HANGS, 1.0]),
     release=st.builds(Release, served_from=quarters(2), default_after=quarters(1)),
     scripts=st.one_of(scripts, scripts, scripts, st.just([[AT_ONCE]])),
 )
 def test_policies_change_when_and_how_often_a_model_is_asked_never_what_it_answers(
     callers: list[Caller],
     models: dict[str, ModelSettings],
-    shared: bool,
+    room: int | None,
     closes: float,
     release: Release,
     scripts: list[list[tuple[float, type[errors.ServerError] | None]]],
 ) -> None:
-    world = World(models, shared, release, [FlakyServer(release, script) for script in scripts], closes)
+    world = World(models, room, release, [FlakyServer(release, script) for script in scripts], closes)
     complaints: list[dict[str, Any]] = []
     with asyncio.Runner(loop_factory=VirtualLoop) as runner:
         runner.get_loop().set_exception_handler(lambda _, context: complaints.append(context))

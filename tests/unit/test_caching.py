@@ -8,7 +8,9 @@ import pytest
 from application.pipeline import Pipeline
 from application.policies.caching import Caching
 from application.prediction_service import PredictionService
+from application.recall import Lookup
 from domain.errors import InputRejectedByModel, ServerFault
+from domain.fingerprint import fingerprints
 from domain.fleet import ServedModel
 from domain.prediction import (
     CacheControl,
@@ -80,6 +82,20 @@ async def test_of_ten_instances_of_which_nine_are_known_one_is_asked_for_and_all
     assert server.asked[1].instances == (4,)
     assert result.predictions == tuple(f"a:m/1.0:{i}" for i in range(10))
     assert result.cache == CacheUse(hits=9, of=10, ttl=60.0, stored=True)
+
+
+@virtual_time
+@pytest.mark.parametrize("instances", [("new", "x"), ("x", "new"), ("new", "new"), ("x", "new", "newer")])
+async def test_a_request_whose_fingerprints_are_known_is_answered_alike(instances: tuple[str, ...]) -> None:
+    server = FakeServer()
+    predict = caching(server)
+    await predict(ASK)
+    request = replace(ASK, instances=instances)
+
+    result = await predict(request.identified(fingerprints(request)))
+
+    assert result.predictions == tuple(f"a:m/1.0:{each}" for each in instances)
+    assert server.asked[1].instances == tuple(dict.fromkeys(each for each in instances if each != "x"))
 
 
 @virtual_time
@@ -300,3 +316,18 @@ async def test_what_the_model_took_and_who_answered_is_passed_on() -> None:
     result = await Caching(exact, cache=FakeCache(), ttl=60.0)(ASK)
 
     assert (result.model, result.server_seconds, result.collapsed) == (ModelRef("m", "1.0.7"), 0.25, False)
+
+
+@virtual_time
+async def test_a_look_at_what_is_remembered_says_what_caching_would_and_nothing_to_who_wants_the_model() -> (
+    None
+):
+    cache = FakeCache()
+    predict, look = caching(FakeServer(), cache), Lookup(cache)
+    before = await look(ASK)
+    await predict(ASK)
+
+    assert before is None
+    assert await look(ASK) == await predict(ASK)
+    assert await look(replace(ASK, cache=CacheControl(read=False))) is None
+    assert await look(replace(ASK, instances=("x", "new"))) is None

@@ -1,103 +1,20 @@
 from __future__ import annotations
 
 import asyncio
-import functools
-import gc
 import math
 from dataclasses import replace
-from typing import TYPE_CHECKING, Any, ParamSpec
 
 import pytest
 
+from application.policies.caching import Caching
 from application.policies.coalescing import Coalescing
 from application.policies.deadline import Deadline
-from domain.errors import DeadlineExceeded, DispatchError, InputRejectedByModel, Overloaded, ServerFault
-from domain.prediction import (
-    CacheControl,
-    CacheUse,
-    Json,
-    ModelRef,
-    PredictionRequest,
-    PredictionResult,
-    Refusal,
-    ServerAddress,
-)
+from domain.errors import DeadlineExceeded
+from domain.prediction import CacheControl, CacheUse, ModelRef, PredictionRequest, PredictionResult, Refusal
+from infrastructure.memory_cache import MemoryCache
 from tests.fakes import FakeServer
-from tests.virtual_time import now, virtual_time
-
-if TYPE_CHECKING:
-    from collections.abc import Callable, Coroutine
-
-    from domain.ports import Predictor
-
-P = ParamSpec("P")
-
-M = ModelRef("m", "1.0")
-
-
-def ask(*instances: Json, deadline: float | None = None, bulk: bool = False) -> PredictionRequest:
-    return PredictionRequest(M, instances, deadline=deadline, bulk=bulk)
-
-
-def answers(*instances: Json) -> tuple[str, ...]:
-    return tuple(f"a:m/1.0:{each}" for each in instances)
-
-
-def leaving_nothing_behind(test: Callable[P, Coroutine[Any, Any, None]]) -> Callable[P, None]:
-    """Runs a test on virtual time; no task may be left, and no exception unheard."""
-
-    @virtual_time
-    @functools.wraps(test)
-    async def run(*args: P.args, **kwargs: P.kwargs) -> None:
-        complaints: list[dict[str, Any]] = []
-        asyncio.get_running_loop().set_exception_handler(lambda _, context: complaints.append(context))
-        await test(*args, **kwargs)
-        await settled()
-        gc.collect()
-        assert complaints == []
-        assert asyncio.all_tasks() == {asyncio.current_task()}
-
-    return run
-
-
-async def settled() -> None:
-    for _ in range(5):
-        await asyncio.sleep(0)
-
-
-async def begun(predict: Predictor, request: PredictionRequest) -> asyncio.Task[PredictionResult]:
-    """A caller who is waiting, and who takes an error as an answer."""
-    caller = asyncio.ensure_future(predict(request))
-    caller.add_done_callback(lambda done: done.cancelled() or done.exception())
-    await settled()
-    return caller
-
-
-async def outcomes(
-    *callers: asyncio.Task[PredictionResult],
-) -> list[PredictionResult | BaseException]:
-    return await asyncio.gather(*callers, return_exceptions=True)
-
-
-class Poisoned(FakeServer):
-    """Refuses any request that has "poison" in it, and answers the rest."""
-
-    async def predict(self, request: PredictionRequest) -> PredictionResult:
-        result = await super().predict(request)
-        if "poison" in request.instances:
-            raise InputRejectedByModel("poison")
-        return result
-
-
-class Hurried(FakeServer):
-    """Gives up when the time of the request is over."""
-
-    async def predict(self, request: PredictionRequest) -> PredictionResult:
-        try:
-            async with asyncio.timeout_at(request.deadline):
-                return await super().predict(request)
-        except TimeoutError:
-            raise DeadlineExceeded from None
+from tests.unit.flights import answers, ask, begun, leaving_nothing_behind, outcomes, settled
+from tests.virtual_time import now
 
 
 @leaving_nothing_behind
@@ -142,6 +59,44 @@ async def test_who_comes_after_the_answer_asks_again() -> None:
     results = [await predict(ask("x")) for _ in range(2)]
 
     assert (len(server.asked), [result.collapsed for result in results]) == (2, [False, False])
+
+
+@leaving_nothing_behind
+@pytest.mark.parametrize("turn", range(8))
+async def test_who_comes_in_any_turn_while_the_answer_lands_finds_it_or_its_flight(turn: int) -> None:
+    lands = asyncio.Event()
+    asked = []
+
+    async def model(request: PredictionRequest) -> PredictionResult:
+        asked.append(request)
+        await lands.wait()
+        return PredictionResult(request.model, request.instances)
+
+    predict = Caching(Coalescing(model), cache=MemoryCache(10_000, now), ttl=60.0)
+    crowd = [await begun(predict, ask("x")) for _ in range(3)]
+    lands.set()
+    for _ in range(turn):
+        await asyncio.sleep(0)
+    results = await asyncio.gather(*crowd, predict(ask("x")))
+
+    assert ({each.predictions for each in results}, len(asked)) == ({("x",)}, 1)
+
+
+@leaving_nothing_behind
+async def test_an_answer_that_a_passenger_of_another_flight_carries_still_is_there_for_who_wants_it() -> None:
+    server = FakeServer(seconds=1.0)
+    predict = Coalescing(server.predict)
+    starter = await begun(predict, ask("x"))
+    server.seconds = 5.0
+    both = await begun(predict, ask("x", "y"))
+    starter.cancel()
+    await asyncio.sleep(2.0)
+
+    result = await predict(ask("x"))
+
+    assert (result.predictions, result.collapsed, now()) == (answers("x"), True, 2.0)
+    assert (await both).predictions == answers("x", "y")
+    assert ([each.instances for each in server.asked], predict._flights) == ([("x",), ("y",)], {})
 
 
 @leaving_nothing_behind
@@ -272,180 +227,6 @@ async def test_a_passenger_of_two_flights_who_leaves_cancels_only_the_one_that_i
 
 
 @leaving_nothing_behind
-@pytest.mark.parametrize("instances", [("x",), ("x", "y")])
-async def test_an_error_reaches_all_who_asked_the_same(instances: tuple[str, ...]) -> None:
-    server = FakeServer(seconds=1.0, error=ServerFault("broken"))
-    predict = Coalescing(server.predict)
-
-    callers = [await begun(predict, ask(*instances, deadline=9.0 + i)) for i in range(1_000)]
-    found = await outcomes(*callers)
-
-    assert (len(server.asked), {str(each) for each in found}, predict._flights) == (1, {"broken"}, {})
-
-
-@leaving_nothing_behind
-async def test_a_thousand_who_raise_one_error_do_not_make_it_grow() -> None:
-    error = ServerFault()
-    predict = Coalescing(FakeServer(seconds=1.0, error=error).predict)
-
-    await asyncio.gather(*(predict(ask("x")) for _ in range(1_000)), return_exceptions=True)
-
-    frames, traceback = 0, error.__traceback__
-    while traceback is not None:
-        frames, traceback = frames + 1, traceback.tb_next
-    assert frames < 10
-
-
-@leaving_nothing_behind
-async def test_an_error_of_the_next_request_is_not_the_last_ones() -> None:
-    server = FakeServer(error=ServerFault())
-    predict = Coalescing(server.predict)
-    with pytest.raises(ServerFault):
-        await predict(ask("x"))
-    server.error = None
-
-    assert (await predict(ask("x"))).predictions == answers("x")
-
-
-@leaving_nothing_behind
-async def test_a_passenger_with_more_time_than_the_flight_that_ran_out_of_it_asks_again() -> None:
-    server = Hurried(seconds=2.0)
-    predict = Coalescing(server.predict)
-
-    hasty, patient = (
-        await begun(predict, ask("x", deadline=1.0)),
-        await begun(predict, ask("x", deadline=9.0)),
-    )
-    error, result = await outcomes(hasty, patient)
-
-    assert isinstance(error, DeadlineExceeded)
-    assert isinstance(result, PredictionResult)
-    assert (result.predictions, len(server.asked), now()) == (answers("x"), 2, 3.0)
-
-
-@leaving_nothing_behind
-async def test_a_passenger_without_a_deadline_asks_again_where_time_ran_out() -> None:
-    server = Hurried(seconds=2.0)
-    predict = Coalescing(server.predict)
-
-    _, patient = await begun(predict, ask("x", deadline=1.0)), await begun(predict, ask("x"))
-
-    assert (await patient).predictions == answers("x")
-
-
-@leaving_nothing_behind
-async def test_a_passenger_with_no_more_time_than_the_flight_that_ran_out_of_it_does_not_ask_again() -> None:
-    server = Hurried(seconds=9.0)
-    predict = Coalescing(server.predict)
-
-    callers = [await begun(predict, ask("x", deadline=deadline)) for deadline in (2.0, 2.0, 1.0)]
-    found = await outcomes(*callers)
-
-    assert [type(each) for each in found] == [DeadlineExceeded] * 3
-    assert len(server.asked) == 1
-
-
-@leaving_nothing_behind
-@pytest.mark.parametrize("error", [Overloaded(), DeadlineExceeded()])
-async def test_a_crowd_that_is_refused_for_want_of_time_asks_only_once_more(error: DispatchError) -> None:
-    server = FakeServer(seconds=1.0, error=error)
-    predict = Coalescing(server.predict)
-
-    callers = [await begun(predict, ask("x", deadline=100.0 + i % 37)) for i in range(1_000)]
-    found = await outcomes(*callers)
-
-    assert (len(server.asked), {type(each) for each in found}) == (2, {type(error)})
-    assert server.asked[1].deadline == 136.0
-
-
-@leaving_nothing_behind
-async def test_an_error_of_a_flight_that_carried_other_instances_is_not_the_passengers() -> None:
-    server = Poisoned(seconds=1.0)
-    predict = Coalescing(server.predict)
-
-    guilty, innocent = await begun(predict, ask("poison", "x")), await begun(predict, ask("x"))
-    error, result = await outcomes(guilty, innocent)
-
-    assert isinstance(error, InputRejectedByModel)
-    assert isinstance(result, PredictionResult)
-    assert (result.predictions, [each.instances for each in server.asked]) == (
-        answers("x"),
-        [("poison", "x"), ("x",)],
-    )
-
-
-@leaving_nothing_behind
-async def test_who_asked_for_more_than_a_flight_that_failed_does_not_ask_again() -> None:
-    server = Poisoned(seconds=1.0)
-    predict = Coalescing(server.predict)
-
-    guilty = await begun(predict, ask("poison"))
-    server.seconds = 5.0
-    too = await begun(predict, ask("x", "poison", "y"))
-    found = await outcomes(guilty, too)
-
-    assert [type(each) for each in found] == [InputRejectedByModel] * 2
-    assert [each.instances for each in server.asked] == [("poison",), ("x", "y")]
-    assert (server.cancelled, now()) == (1, 1.0)
-
-
-@leaving_nothing_behind
-async def test_a_failure_that_was_not_ours_costs_us_only_what_it_should_have_brought() -> None:
-    server = Poisoned(seconds=1.0)
-    predict = Coalescing(server.predict)
-
-    _, innocent = await begun(predict, ask("poison", "x")), await begun(predict, ask("y", "x", "z"))
-
-    assert (await innocent).predictions == answers("y", "x", "z")
-    assert [each.instances for each in server.asked] == [("poison", "x"), ("y", "z"), ("x",)]
-
-
-@leaving_nothing_behind
-async def test_a_crowd_whose_flight_failed_for_a_reason_of_its_own_asks_once_more() -> None:
-    server = Poisoned(seconds=1.0)
-    predict = Coalescing(server.predict)
-    await begun(predict, ask("poison", "x"))
-
-    results = await asyncio.gather(*(predict(ask("x")) for _ in range(1_000)))
-
-    assert {result.predictions for result in results} == {answers("x")}
-    assert [each.instances for each in server.asked] == [("poison", "x"), ("x",)]
-
-
-@leaving_nothing_behind
-async def test_who_asks_again_does_not_board_another_flight_that_may_fail_for_a_reason_of_its_own() -> None:
-    server = Poisoned(seconds=1.0)
-    predict = Coalescing(server.predict)
-    await begun(predict, ask("poison", "x"))
-    server.seconds = 1.5
-    innocent = await begun(predict, ask("x", "y"))
-    await asyncio.sleep(1.25)
-    await begun(predict, ask("x", "poison"))
-    await asyncio.sleep(0)
-
-    assert (await innocent).predictions == answers("x", "y")
-    assert now() == 3.0
-
-
-@leaving_nothing_behind
-async def test_a_named_servers_error_is_not_that_of_who_named_another() -> None:
-    async def model(request: PredictionRequest) -> PredictionResult:
-        await asyncio.sleep(1.0)
-        if request.server.port == 1:
-            raise ServerFault
-        return PredictionResult(request.model, request.instances)
-
-    predict = Coalescing(model)
-    bad = await begun(predict, replace(ask("x"), server=ServerAddress(port=1)))
-    others = [
-        await begun(predict, replace(ask("x"), server=ServerAddress(port=port))) for port in (1, 2, None)
-    ]
-    found = await outcomes(bad, *others)
-
-    assert [isinstance(each, ServerFault) for each in found] == [True, True, False, False]
-
-
-@leaving_nothing_behind
 async def test_interactive_work_never_waits_on_a_bulk_flight() -> None:
     server = FakeServer(seconds=5.0)
     predict = Coalescing(server.predict)
@@ -569,32 +350,13 @@ async def test_a_result_says_the_longest_that_a_server_took_and_what_was_stored_
 
 
 @leaving_nothing_behind
-async def test_a_model_that_answers_too_little_fails_for_all_and_strands_nobody() -> None:
-    async def short(request: PredictionRequest) -> PredictionResult:
-        await asyncio.sleep(1.0)
-        return PredictionResult(request.model, ())
+async def test_what_another_process_had_begun_is_passed_on_where_an_instance_comes_twice() -> None:
+    async def elsewhere(request: PredictionRequest) -> PredictionResult:
+        return PredictionResult(request.model, request.instances, collapsed=True)
 
-    predict = Coalescing(short)
+    result = await Coalescing(elsewhere)(ask("x", "x"))
 
-    found = await asyncio.gather(predict(ask("x")), predict(ask("x")), return_exceptions=True)
-
-    assert [type(each) for each in found] == [ValueError] * 2
-    assert predict._flights == {}
-
-
-@leaving_nothing_behind
-async def test_who_is_cancelled_inside_cancels_all_on_board() -> None:
-    async def broken(request: PredictionRequest) -> PredictionResult:
-        await asyncio.sleep(1.0)
-        raise asyncio.CancelledError(request)
-
-    predict = Coalescing(broken)
-    callers = [await begun(predict, ask("x")) for _ in range(2)]
-
-    found = await outcomes(*callers)
-
-    assert [type(each) for each in found] == [asyncio.CancelledError] * 2
-    assert predict._flights == {}
+    assert (result.predictions, result.collapsed) == (("x", "x"), True)
 
 
 @leaving_nothing_behind
