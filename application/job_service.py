@@ -157,6 +157,7 @@ class JobService(JobReader):
         try:
             return await asyncio.shield(creating)
         except asyncio.CancelledError:
+            creating.add_done_callback(_heard)
             await asyncio.wait([creating])  # what is forgotten before it is recorded stays
             raise
 
@@ -228,3 +229,9 @@ def new_id(now: float) -> str:
 def encode(instances: Sequence[Json]) -> bytes:
     """A chunk's instances as they are stored."""
     return _ENCODER.encode(instances).encode()
+
+
+def _heard(creating: asyncio.Future[Created]) -> None:
+    """Nobody waits for it any more: what it may have raised is told to nobody."""
+    if not creating.cancelled():
+        creating.exception()

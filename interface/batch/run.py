@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import signal
 from collections import deque
 from dataclasses import dataclass
 from itertools import chain
@@ -25,13 +26,17 @@ if TYPE_CHECKING:
 AHEAD = 4  # groups for each request in flight: they are under way, or wait for an earlier one's end
 MOST_BYTES = 1 << 20  # of instances in one request, after which no other is added
 SOME_FAILED = 1  # exit status
-INTERRUPTED = 130  # the same; 128 + SIGINT, as shells count
+INTERRUPTED = 130  # the same; 128 + SIGINT, as shells count, after SIGTERM, too
 
 Answered: TypeAlias = "tuple[list[Row], list[Outcome]]"
 
 
 def run(options: argparse.Namespace) -> int:
-    """Do what options.py parsed; the exit status is 0, 1 where rows have failed, or that of a stop."""
+    """Do what options.py parsed; the exit status is 0, 1 where rows have failed, or that of a stop.
+
+    SIGTERM stops it as Ctrl-C does.
+    """
+    signal.signal(signal.SIGTERM, lambda *_: signal.raise_signal(signal.SIGINT))
     try:
         with contextlib.ExitStack() as opened:
             return _open(options, opened).finish()

@@ -66,7 +66,7 @@ async def chunks(
                 message = f"At most {max_instances} instances are allowed in one job."
                 raise InvalidRequest(message, [FieldError(f"/{number}", message)])
             if size > MOST_BYTES:
-                raise PayloadTooLarge(f"{len(kept)} lines before line {number} are {size} bytes.{_ADVICE}")
+                raise PayloadTooLarge(f"{len(kept)} lines up to line {number} are {size} bytes.{_ADVICE}")
             if len(kept) == CHUNK:
                 yield CHUNK, _joined(kept)
                 kept, size = [], 0

@@ -20,7 +20,7 @@ if TYPE_CHECKING:
 BULK = b"5"  # and less urgent: 0 is the most urgent, 3 the default, 7 background work (RFC 9218)
 
 _URGENCY = re.compile(rb"(?:^|,)\s*u=([0-7])\s*(?:$|[,;])")
-_WAIT = re.compile(rb"(?:^|,)\s*wait\s*=\s*\"?([0-9]{1,9})\"?\s*(?:$|[,;])", re.IGNORECASE)
+_WAIT = re.compile(rb"(?:^|,)\s*wait\s*=\s*\"?([0-9]{1,99})\"?\s*(?:$|[,;])", re.IGNORECASE)
 _KEY = re.compile(rb"[!-~]{1,255}")
 
 
@@ -47,7 +47,7 @@ def seconds(headers: Headers) -> float | None:
     if text is None:
         return None
     try:
-        value = float(text)
+        value = math.nan if b"_" in text else float(text)  # Python takes 1_0 for 10
     except ValueError:
         value = math.nan
     if not 0 < value < math.inf:

@@ -76,7 +76,8 @@ async def _mayhem(stage: Stage, callers: Callers, chance: random.Random, kills: 
     names: list[str] = []
     while len(names) < KILLS:
         names += chance.sample(list(stage.parts), len(stage.parts))
-    witness = asyncio.create_task(_witness(callers, chance))
+    over = asyncio.Event()
+    witness = asyncio.create_task(_witness(callers, chance, over))
     try:
         for burst in range(KILLS):
             numbers = range(JOBS * burst // KILLS, JOBS * (burst + 1) // KILLS)
@@ -89,13 +90,16 @@ async def _mayhem(stage: Stage, callers: Callers, chance: random.Random, kills: 
             await asyncio.to_thread(part.start)
             await submitting
     finally:
-        witness.cancel()
-        await asyncio.gather(witness, return_exceptions=True)
+        over.set()
+        await witness
 
 
-async def _witness(callers: Callers, chance: random.Random) -> None:
-    """Read some jobs while all this goes on, to see whether they are still the same at the end."""
-    while True:
+async def _witness(callers: Callers, chance: random.Random, over: asyncio.Event) -> None:
+    """Read some jobs while all this goes on, to see whether they are still the same at the end.
+
+    Not cancelled: a connection that is being opened then would never be closed.
+    """
+    while not over.is_set():
         known = list(callers.accepted)
         await callers.look(chance.sample(known, min(50, len(known))))
         await asyncio.sleep(0.5)

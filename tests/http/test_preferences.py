@@ -143,6 +143,7 @@ async def test_callers_who_meet_are_told_that_they_shared(
         ("respond-async, Wait=5", 5),
         ('wait="5"; x=1, handling=lenient', 5),
         ("wait=5, wait=9", 5),
+        ("wait=99999999999999999999", 10**20 - 1),
         ("wait=5s", None),
         ("await=5", None),
         ("respond-async", None),

@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import asyncio
+import gc
 import json
 from dataclasses import replace
 from typing import TYPE_CHECKING
@@ -105,6 +106,23 @@ async def test_a_caller_who_leaves_before_the_job_is_accepted_leaves_nothing(lea
     await asyncio.sleep(5.0)
     assert leaving.cancelled()
     assert [*site.store.jobs] == [(await before).id]
+
+
+@virtual_time
+async def test_nobody_complains_where_what_a_caller_has_left_could_not_be_recorded() -> None:
+    complaints: list[dict[str, object]] = []
+    asyncio.get_running_loop().set_exception_handler(lambda _, context: complaints.append(context))
+    site = Site()
+    site.store.trouble.seconds, site.store.trouble.down = 1.0, True
+    leaving = asyncio.create_task(site.jobs.submit(TODO, ["a"]))
+    await asyncio.sleep(0.5)
+    leaving.cancel()
+    await asyncio.wait([leaving])
+    assert leaving.cancelled()
+    del leaving  # and what it holds
+    gc.collect()
+
+    assert complaints == []
 
 
 @virtual_time
