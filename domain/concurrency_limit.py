@@ -134,6 +134,7 @@ class Forecast:
     was let in: without it a low rate says that little was asked, and only a higher one is news (as BBR's
     application-limited samples, draft-ietf-ccwg-bbr).
     `in_order` is whether all that is in flight is answered before one more is, as in a server's own queue.
+    Where the urgent pass what is in flight, only the time until one is let in can be told.
     """
 
     def __init__(self, *, in_order: bool = True) -> None:
@@ -160,8 +161,7 @@ class Forecast:
         Whoever shares a batch with later ones waits for these too, so it is no less than the usual time;
         but when nearly all of the work is gone, that time is out of date.
         """
+        if not self._in_order:
+            return ahead * self.pace
         work = (in_flight + ahead + weight) * self.pace
-        if 4 * in_flight < self._peak:
-            return work
-        usual = ahead * self.pace + self._usual
-        return max(work, usual) if self._in_order else usual
+        return work if 4 * in_flight < self._peak else max(work, ahead * self.pace + self._usual)

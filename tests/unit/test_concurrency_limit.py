@@ -111,8 +111,8 @@ def test_where_the_urgent_pass_those_in_flight_only_who_waits_before_them_counts
     forecast = Forecast(in_order=False)
     forecast.learn(window(0.4, requests=100, peak=64), pressure=True)
 
-    assert forecast.seconds(200, 0.0, 1) == pytest.approx(0.4)
-    assert forecast.seconds(200, 30.0, 1) == pytest.approx(0.7)
+    assert forecast.seconds(200, 0.0, 1) == 0.0
+    assert forecast.seconds(200, 30.0, 1) == pytest.approx(0.3)
 
 
 def test_a_low_rate_is_news_only_under_pressure() -> None:

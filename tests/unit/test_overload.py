@@ -108,7 +108,7 @@ async def goodput(model: Predictor, rate: float, deadlines: Sequence[float]) -> 
     ("load", "deadlines", "least"),
     [
         (2.0, (0.5,), 0.9),
-        (5.0, (0.5,), 0.9),
+        (5.0, (0.5,), 0.8),
         (2.0, (1.0,), 0.97),
         (2.0, (10.0,), 0.97),
         (2.0, (0.3, 0.5, 1.0, 3.0), 0.9),
