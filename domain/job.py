@@ -124,7 +124,8 @@ class Job(NamedTuple):
         """Those that are to be worked still; none once it is over."""
         if self.over:
             return ()
-        return tuple(Chunk(self.id, i) for i in range(self.chunks) if not self.has_finished(i))
+        finished = self.finished
+        return tuple([Chunk(self.id, i) for i in range(self.chunks) if not finished >> i & 1])
 
     def untouched_chunks(self) -> tuple[Chunk, ...]:
         """Those of them that nobody works: maybe the queue has never had them."""

@@ -6,6 +6,8 @@ import json
 from dataclasses import fields
 from typing import TYPE_CHECKING, Any, TypeVar
 
+from pydantic_core import to_json
+
 from domain.job import Failure, Job, JobStatus
 from domain.prediction import CacheControl, ModelRef
 from domain.webhook import Attempt, Delivery
@@ -23,15 +25,15 @@ _KNOWN: dict[type, dict[str, None]] = {Job: dict.fromkeys(Job._fields)} | {
 
 
 def encode(job: Job) -> bytes:
-    """JSON of what differs from the defaults: a field that comes later does no harm to the records before it.
-
-    The standard library's: half a surrogate pair, which a model may say, is refused by faster ones.
-    """
+    """JSON of what differs from the defaults: a field that comes later does no harm to older records."""
     named = zip(Job._fields, job, _DEFAULTS, strict=True)
     record: dict[str, Any] = {name: value for name, value, default in named if value != default}
     if job.finished:
         record["finished"] = f"{job.finished:x}"  # a decimal number may have 4,300 digits, and takes long
-    return _ENCODER.encode(record).encode()
+    try:
+        return to_json(record)
+    except ValueError:  # half a surrogate pair, which a model may say
+        return _ENCODER.encode(record).encode()
 
 
 def decode(record: bytes) -> Job:

@@ -98,14 +98,18 @@ def path(job_id: str) -> str:
 
 async def spell(jobs: JobService, job: Job) -> bytes:
     """`job` as JSON."""
-    return to_json(report(job, await jobs.position(job)), exclude={"error": {"errors"}})
+    return _json(job, report(job, await jobs.position(job)))
 
 
 def accepted(job: Job) -> Answer:
     """`job`, and where it is: 202, or 200 where it is over already."""
     status = HTTPStatus.OK if job.over else HTTPStatus.ACCEPTED
-    content = to_json(report(job), exclude={"error": {"errors"}})
-    return Answer(content, status, headers=((b"location", path(job.id).encode()),))
+    return Answer(_json(job, report(job)), status, headers=((b"location", path(job.id).encode()),))
+
+
+def _json(job: Job, told: JobReport) -> bytes:
+    """Without the pointers into a request that is no more; to look for them takes as long as all else."""
+    return to_json(told) if job.error is None else to_json(told, exclude={"error": {"errors"}})
 
 
 def spell_list(found: Sequence[Job], following: str | None) -> bytes:
