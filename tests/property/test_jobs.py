@@ -274,6 +274,7 @@ async def run(world: World, callers: Sequence[Caller]) -> None:
         service.cancel()
     await asyncio.wait(services)
     await asyncio.gather(*(each.aclose() for each in world.records))
+    world.store.trouble = Trouble()  # whoever looks now is not met by what the script has left
     await check(world)
     await asyncio.sleep(0)
     assert asyncio.all_tasks() == {asyncio.current_task()}

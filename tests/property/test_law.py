@@ -70,17 +70,23 @@ def answer(request: PredictionRequest, instance: Json) -> Prediction:
 
 @dataclass(frozen=True)
 class Release:
-    """When version 2 of both models is there, and when it becomes the default."""
+    """When version 2 of both models is there, when it becomes the default, and when version 1 is withdrawn."""
 
     served_from: float
     default_after: float
+    withdrawn_after: float
 
     @property
     def default_from(self) -> float:
         return self.served_from + self.default_after
 
+    @property
+    def withdrawn_from(self) -> float:
+        return self.default_from + self.withdrawn_after
+
     def served(self) -> tuple[ServedModel, ...]:
-        is_default, versions = now() >= self.default_from, ("1", "2")[: 1 + (now() >= self.served_from)]
+        is_default = now() >= self.default_from
+        versions = ["1"] * (now() < self.withdrawn_from) + ["2"] * (now() >= self.served_from)
         return tuple(ServedModel(m, v, default=(v == "2") is is_default) for m in "mn" for v in versions)
 
     def may_answer(self, caller: Caller) -> set[str]:
@@ -191,6 +197,7 @@ class World:
         """The errors that `caller` may hear; of deadlines, rejections and faults `check` knows more."""
         scripted = {error for server in self.servers for _, error in server.script if error is not None}
         late = caller.version == "2" and caller.arrives <= self.release.served_from + LOOK_AGAIN
+        gone = caller.version == "1" and self.deadline(caller) >= self.release.withdrawn_from
         sent_together = sum(FAULTY in each.instances for each in callers)
         blameless = sent_together + sum(server.faults for server in self.servers) < BROKEN
         faulty = FAULTY in caller.instances or not blameless
@@ -199,7 +206,8 @@ class World:
         return (
             scripted
             | ({errors.NoServerAvailable} if errors.ServerUnreachable in scripted else set())
-            | ({errors.VersionNotFound} if late else set())
+            | ({errors.VersionNotFound} if late or gone else set())
+            | ({errors.NoServerAvailable} if gone else set())
             | ({errors.Overloaded} if chosen.admission or chosen.batching else set())
             | ({errors.InputRejectedByModel} if caller.unwelcome() else set())
             | ({errors.ServerFault} if faulty else set())
@@ -348,7 +356,12 @@ def _nothing_but_virtual_time() -> Iterator[None]:
     models=st.fixed_dictionaries({"m": models, "n": models}),
     room=st.sampled_from([None, None, 3, 30]),
     closes=st.sampled_from([HANGS, HANGS, HANGS, 1.0]),
-    release=st.builds(Release, served_from=quarters(2), default_after=quarters(1)),
+    release=st.builds(
+        Release,
+        served_from=quarters(2),
+        default_after=quarters(1),
+        withdrawn_after=st.just(HANGS) | quarters(1),
+    ),
     scripts=st.one_of(scripts, scripts, scripts, st.just([[AT_ONCE]])),
 )
 def test_policies_change_when_and_how_often_a_model_is_asked_never_what_it_answers(
