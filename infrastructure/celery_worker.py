@@ -27,6 +27,7 @@ if TYPE_CHECKING:
 LOGGER = logging.getLogger("dispatcher.jobs")
 
 AWAKE = 0.25  # seconds after which the worker looks whether it is to stop
+TOLD = 2  # attempts to connect in vain: one may be a hiccup
 CANCEL_TIMEOUT = 5.0  # seconds for what was cancelled to end
 
 
@@ -140,6 +141,8 @@ class JobConsumer(Consumer):  # type: ignore[misc]
             callback=maybe_shutdown,
         )
         self.first_connection_attempt = False
+        if self.broker_connection_retry_attempt >= TOLD:
+            LOGGER.info("queue found")
         self.broker_connection_retry_attempt = 0
         return connected
 
@@ -176,7 +179,7 @@ class JobConsumer(Consumer):  # type: ignore[misc]
 
     def _not_connected(self, error: Exception, interval: float) -> None:
         self.broker_connection_retry_attempt += 1
-        if self.broker_connection_retry_attempt in (2, 30):  # one may be a hiccup
+        if self.broker_connection_retry_attempt in (TOLD, 30):
             fields = {"error": type(error).__name__, "again_in": interval}
             LOGGER.error("queue lost", extra={"fields": fields})
 
