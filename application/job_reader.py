@@ -19,6 +19,10 @@ if TYPE_CHECKING:
     from domain.ports import Page, Search
 
 
+class Interrupted(Exception):
+    """What was asked for is not told to its end: this process stops."""
+
+
 class JobReader:
     """Reads jobs, and follows them by the hints of their store; it changes nothing."""
 
@@ -27,6 +31,14 @@ class JobReader:
         self._store = records.store
         self._watch = JobWatch()
         self._store.listen(self._watch.heard)
+
+    def stop_waiting(self) -> None:
+        """Let nobody wait for a job any more: the process stops, and the jobs go on without it or after it.
+
+        Who waits has LAST_WAIT seconds left, in which an answer on its way arrives; then each is told what is
+        true. May be called again.
+        """
+        self._watch.stop()
 
     async def get(self, job_id: str) -> Job:
         """The job. Raises JobNotFound."""
@@ -41,7 +53,10 @@ class JobReader:
         return await self._store.page(search)
 
     async def wait(self, job_id: str, until: float) -> Job:
-        """The job, once it is over or at `until`, of the event loop's clock. Raises JobNotFound."""
+        """The job, once it is over or at `until`, of the event loop's clock. Raises JobNotFound.
+
+        Sooner after `stop_waiting`.
+        """
         with self._watch.watch(job_id) as watcher:
             while True:
                 job = await self._records.get(job_id)
@@ -53,6 +68,7 @@ class JobReader:
     ) -> AsyncGenerator[tuple[JobEvent, Job] | None, None]:
         """What happens to the job after the event `last`, until it is over; None now and then meanwhile.
 
+        After `stop_waiting` it ends before the job does; who listens asks for what comes after the last.
         Raises JobNotFound, also when it is forgotten meanwhile.
         """
         with self._watch.watch(job_id) as watcher:
@@ -66,13 +82,14 @@ class JobReader:
                     return
                 if not news:
                     yield None
-                await watcher.changed()
+                if not await watcher.changed():
+                    return
 
     async def outcomes(self, job_id: str) -> AsyncGenerator[bytes, None]:
         """The outcomes (job_runner.outcome_line) of all instances, in order and as they come, in pieces.
 
         An instance that was not asked before the job's end has an error.
-        Raises JobNotFound, also when it is forgotten meanwhile.
+        Raises JobNotFound, also when it is forgotten meanwhile, and Interrupted after `stop_waiting`.
         """
         with self._watch.watch(job_id) as watcher:
             job, chunk = await self._records.get(job_id), 0
@@ -86,9 +103,10 @@ class JobReader:
                 elif job.over:
                     yield _not_asked(job) * job.size(chunk)
                     chunk += 1
-                else:
-                    await watcher.changed()
+                elif await watcher.changed():
                     job = await self._records.get(job_id)
+                else:
+                    raise Interrupted
 
 
 def _not_asked(job: Job) -> bytes:

@@ -39,7 +39,8 @@ EXAMPLE = {"model_name": "sentiment", "instances": ["I loved every minute of it.
 
 START_TIMEOUT = 300.0  # seconds until the first prediction; 4 to 6 are usual
 PATIENCE = 20.0  # seconds after which a log may say more than the gateway knows
-KILL_AFTER = 10.0  # seconds to end once told to: for requests in flight; TorchServe itself takes 2 to 4
+GATEWAY_GRACE = 40.0  # seconds to end once told to: it gives requests in flight 30 (interface.cli.GRACE)
+TORCHSERVE_GRACE = 10.0  # it takes 2 to 4
 LONGEST_PAUSE = 30.0  # seconds between two starts of TorchServe
 STEADY = 60.0  # seconds of life after which a death is the first one again
 
@@ -107,8 +108,8 @@ class Local:
             return 0
         finally:
             say("Stopping; requests in flight may finish …")
-            await self.gateway.stop(KILL_AFTER)
-            await self.torchserve.stop(KILL_AFTER)
+            await self.gateway.stop(GATEWAY_GRACE)
+            await self.torchserve.stop(TORCHSERVE_GRACE)
             say("Stopped.")
 
     async def _serve(self, told_to_stop: asyncio.Event) -> None:

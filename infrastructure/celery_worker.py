@@ -117,6 +117,8 @@ class LanePool(BasePool):  # type: ignore[misc]
 class JobConsumer(Consumer):  # type: ignore[misc]
     """Connects again at once, and sets aside what is no task of ours, without telling what was in it."""
 
+    failures = 0  # to connect, in a row
+
     class Blueprint(Consumer.Blueprint):  # type: ignore[misc]
         """Without the 28 queues for delayed tasks: there are none."""
 
@@ -141,9 +143,9 @@ class JobConsumer(Consumer):  # type: ignore[misc]
             callback=maybe_shutdown,
         )
         self.first_connection_attempt = False
-        if self.broker_connection_retry_attempt >= TOLD:
+        if self.failures >= TOLD:
             LOGGER.info("queue found")
-        self.broker_connection_retry_attempt = 0
+        self.failures = 0
         return connected
 
     def create_task_handler(self, *args: Any, **options: Any) -> Callable[[Any], Any]:
@@ -178,8 +180,8 @@ class JobConsumer(Consumer):  # type: ignore[misc]
             message.reject_log_error(LOGGER, self.connection_errors)
 
     def _not_connected(self, error: Exception, interval: float) -> None:
-        self.broker_connection_retry_attempt += 1
-        if self.broker_connection_retry_attempt in (TOLD, 30):
+        self.failures += 1
+        if self.failures in (TOLD, 30):
             fields = {"error": type(error).__name__, "again_in": interval}
             LOGGER.error("queue lost", extra={"fields": fields})
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import argparse
 import signal
 import sys
+from contextlib import suppress
 from typing import TYPE_CHECKING
 
 from interface import job_commands
@@ -60,6 +61,7 @@ def serve(host: str, port: int) -> int:
     import uvicorn
 
     signal.signal(signal.SIGTERM, lambda *_: sys.exit(0))
+    _allow_connections()
     uvicorn.run(
         "interface.main:app",
         host=host,
@@ -72,6 +74,18 @@ def serve(host: str, port: int) -> int:
         log_config=None,
     )
     return 0
+
+
+def _allow_connections() -> None:
+    """Let this process open as many files as the system permits it: each connection is one.
+
+    What it gets unasked is often 1,024, for the sake of programs that use select().
+    """
+    import resource
+
+    _, most = resource.getrlimit(resource.RLIMIT_NOFILE)
+    with suppress(ValueError, OSError):  # macOS permits less than it says
+        resource.setrlimit(resource.RLIMIT_NOFILE, (most, most))
 
 
 def describe(settings: Settings) -> str:

@@ -4,12 +4,13 @@ from __future__ import annotations
 
 import json
 import re
-from contextlib import aclosing
+from contextlib import aclosing, suppress
 from typing import TYPE_CHECKING
 
 from fastapi import APIRouter, Request
 from starlette.responses import Response, StreamingResponse
 
+from application.job_reader import Interrupted
 from domain.errors import JobNotFound
 from domain.job import Failure, Job
 from domain.job_events import events_after
@@ -37,7 +38,10 @@ _ERROR = b'{"error"'
 
 
 class _Stream(StreamingResponse):
-    """Closes what it streams when the caller leaves."""
+    """Closes what it streams when the caller leaves.
+
+    Interrupted, it is cut off, not ended: then the caller sees that it is not complete.
+    """
 
     def __init__(self, content: AsyncGenerator[bytes, None], media_type: str) -> None:
         super().__init__(content, headers=UNBUFFERED, media_type=media_type)
@@ -45,7 +49,8 @@ class _Stream(StreamingResponse):
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         async with aclosing(self._content):
-            await super().__call__(scope, receive, send)
+            with suppress(Interrupted):  # the server closes a connection whose response has no end
+                await super().__call__(scope, receive, send)
 
 
 @router.get("/jobs/{id}/predictions", **openapi_jobs.PREDICTIONS)  # noqa: FAST003

@@ -20,14 +20,20 @@ class Cycle(Protocol):
     response_complete: bool
 
 
-def close(transport: asyncio.Transport, cycle: Cycle) -> None:
+def close(transport: asyncio.Transport, cycle: Cycle | None) -> None:
     """Close the connection; not before the caller where it was answered and its body has not ended.
 
-    Then nothing more is sent, and what comes is discarded: for LINGER seconds, and up to MOST_BYTES.
+    Then the connection lingers.
     """
-    if not (cycle.response_complete and cycle.more_body):
+    if cycle is not None and cycle.response_complete and cycle.more_body:
+        linger(transport)
+    else:
         transport.close()
-    elif not transport.is_closing():
+
+
+def linger(transport: asyncio.Transport) -> None:
+    """Send nothing more, and discard what comes: for LINGER seconds, and up to MOST_BYTES."""
+    if not transport.is_closing():
         transport.set_protocol(_Discarding(transport))
         if transport.can_write_eof():  # not over TLS
             transport.write_eof()
@@ -41,7 +47,8 @@ class LingeringTransport(asyncio.Transport):
         self._cycle = cycle
 
     def write(self, data: bytes | bytearray | memoryview) -> None:
-        self._inner.write(data)
+        if not self._inner.is_closing():  # of requests that wait, uvicorn tells the last that its caller left
+            self._inner.write(data)
 
     def is_closing(self) -> bool:
         return self._inner.is_closing()

@@ -62,7 +62,7 @@ def answer(
 
 
 async def _ask(gateway: Gateway, request: PredictionRequest, until: float) -> Answer:
-    """The answer through the queue, or the job where there is none `until` then.
+    """The answer through the queue, or the job where there is none `until` then, or when the gateway stops.
 
     The job goes on when its caller leaves: the answer will be remembered, or fetched.
     """

@@ -2,34 +2,30 @@
 
 from __future__ import annotations
 
-import asyncio
-import contextlib
-from http import HTTPMethod
-from typing import TYPE_CHECKING, TypeAlias
+from http import HTTPMethod, HTTPStatus
+from typing import TYPE_CHECKING
 
-from uvicorn.protocols.http.flow_control import HIGH_WATER_LIMIT
-from uvicorn.protocols.http.httptools_impl import STATUS_LINE, HttpToolsProtocol
+from httptools import HttpParserError, HttpParserUpgrade, HttpRequestParser
+from uvicorn.protocols.http.flow_control import HIGH_WATER_LIMIT, FlowControl
+from uvicorn.protocols.http.httptools_impl import HttpToolsProtocol
 
-from application.tasks import start
-from domain.errors import DeadlineExceeded, DispatchError, InvalidRequest
-from interface.http import dispatch, jobs, lingering, predict, preferences
-from interface.http.answer import CLOSE, Answer
-from interface.http.exchange import CLIENT_CLOSED_REQUEST, Exchange, request_id
-from interface.http.problem import problem_answer
+from interface.http import dispatch, jobs, lingering, predict
+from interface.http.refusal import Refused, check_head, reason, refuse
+from interface.http.short_way import ShortCycle
+from interface.http.unchunked import unchunk
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Coroutine, Mapping
-    from typing import Self
+    import asyncio
+    from collections.abc import Mapping, Sized
 
-    from bootstrap.gateway import Gateway
-    from interface.http.preferences import Headers
-
-
-Endpoint: TypeAlias = "Callable[[Gateway, Exchange, Headers, bytes], Answer | Coroutine[None, None, Answer]]"
-"""What a route answers to a body: at once, or what is to be awaited. Both raise a DispatchError."""
+    from interface.http.short_way import Endpoint
 
 POST = HTTPMethod.POST.value.encode()
-EXTRAORDINARY = {b"transfer-encoding", b"content-encoding", b"expect", b"upgrade"}
+NOTABLE = {b"content-length", b"host", b"transfer-encoding", b"content-encoding", b"expect", b"upgrade"}
+MOST_HEAD_BYTES = 65_536  # from a request's first byte to the end of its headers; as much as uvicorn's h11
+HEAD_PATIENCE = 60.0  # seconds in which it has to be there; nginx's client_header_timeout
+PIECE = 16_384  # bytes that are parsed at a time, before a look at what became of them
+NOTHING = memoryview(b"")
 ENDPOINTS: Mapping[bytes, Endpoint] = {
     b"/dispatch_model": dispatch.answer,
     b"/dispatch_model/": dispatch.answer,
@@ -47,56 +43,170 @@ class GatewayProtocol(HttpToolsProtocol):
     whose routes call the same endpoints: both ways give the same answers.
     """
 
-    _short: _ShortCycle | None = None  # the last one
-    _idle_since = 0.0  # of the loop's clock
+    # More attributes than uvicorn's in its dict would be more than Python finds fast: 30.
+    __slots__ = ("_head", "_held", "_idle_since", "_short")
+    _short: ShortCycle | None  # the last one
+    _idle_since: float  # of the loop's clock
+    _head: int | None  # bytes so far of the head, or of the trailers, that is being read
+    _held: memoryview  # what came behind requests that wait for their turn
+
+    def connection_made(self, transport: asyncio.Transport) -> None:  # type: ignore[override]  # as uvicorn's
+        super().connection_made(transport)
+        self.flow = _Flow(transport, self.pipeline)
+        self._short = self._head = None
+        self._held = NOTHING
+        self._idle_since = self.loop.time()
+        self._look_later(self.timeout_keep_alive)
+
+    def connection_lost(self, exc: Exception | None) -> None:
+        self._held = NOTHING
+        super().connection_lost(exc)
+        super()._unset_keepalive_if_required()
 
     def on_message_begin(self) -> None:
         self.url = b""
         self.headers = []
         self.expect_100_continue = False
+        self._head = -PIECE  # as the piece in which it begins is counted whole
 
     def on_headers_complete(self) -> None:
+        self._head = None
         endpoint = ENDPOINTS.get(self.url)
         if endpoint is not None and self._is_ordinary():
-            self._short = _ShortCycle(self, endpoint)
+            self._short = ShortCycle(self, endpoint)
             self.cycle = self._short  # type: ignore[assignment]  # it has what uvicorn uses of one
             return
+        version = self.parser.get_http_version()
+        check_head(self.parser.get_method().decode(), version, self.headers)
+        if self.parser.should_upgrade():
+            return  # it will be parsed once more
         begun = self.url, self.headers, self.expect_100_continue
         super().on_message_begin()  # makes the scope, which the short way does without
-        self.url, self.headers, self.expect_100_continue = begun
-        self.scope["headers"] = self.headers
-        last = self.cycle
-        super().on_headers_complete()
-        if self.cycle is not last:  # there is none where the protocol changes
-            self.cycle.transport = lingering.LingeringTransport(self.transport, self.cycle)
+        self.url, self.scope["headers"], self.expect_100_continue = begun
+        super().on_headers_complete()  # self.headers are others now: those of the trailers, if any
+        self.cycle.transport = lingering.LingeringTransport(self.transport, self.cycle)
+        if version == "1.0":
+            unchunk(self.cycle)
+
+    def on_chunk_header(self) -> None:
+        self._head = -PIECE
+
+    def on_chunk_complete(self) -> None:
+        self._head = None
+
+    def on_body(self, body: bytes) -> None:
+        """What uvicorn does, but for a look at upgrades."""
+        self._head = None
+        cycle = self.cycle
+        if not cycle.response_complete:
+            cycle.body += body
+            if len(cycle.body) > HIGH_WATER_LIMIT:
+                self.flow.pause_reading()
+            cycle.message_event.set()
+
+    def on_message_complete(self) -> None:
+        """What uvicorn does, and for a request that was answered early too: nothing more of it will come."""
+        cycle = self.cycle
+        if cycle is not None and cycle.more_body:
+            cycle.more_body = False
+            if not cycle.response_complete:
+                cycle.message_event.set()
 
     def data_received(self, data: bytes) -> None:
-        super().data_received(data)
+        if len(data) <= PIECE and not self._held:
+            self._feed(data)
+        else:
+            self._held = memoryview(bytes(self._held) + data if self._held else data)
+            self._go_on()
+
+    def _go_on(self) -> None:
+        """Parse what is held, until a request has to wait: as bytes they take less memory."""
+        while self._held and not self.pipeline:
+            piece, self._held = self._held[:PIECE], self._held[PIECE:]
+            self._feed(piece)
+
+    def _feed(self, piece: bytes | memoryview) -> None:
+        try:
+            try:
+                self.parser.feed_data(piece)
+            except HttpParserUpgrade as upgrade:
+                self._ignore(upgrade, piece)
+            if self._head is not None:
+                self._limit_head(piece)
+        except (HttpParserError, Refused) as error:
+            self._refuse(reason(error))
         if self._short is not None and self._short.more_body:
             self._short.watch()
+
+    def _ignore(self, upgrade: HttpParserUpgrade, piece: bytes | memoryview) -> None:
+        """Parse `piece` as if nobody had asked for another protocol (RFC 9110, 7.8).
+
+        The parser takes what follows such a head for the other protocol: a new one gets the head without
+        what asks for that, and then what follows.
+        """
+        behind: int | None = upgrade.args[0]
+        while behind is not None:
+            version = self.parser.get_http_version().encode()
+            lines = [b"%b %b HTTP/%b" % (self.parser.get_method(), self.url, version)]
+            lines += [b"%b: %b" % each for each in self.headers if each[0] != b"upgrade"]
+            piece = b"\r\n".join([*lines, b"", piece[behind:]])
+            self.parser = HttpRequestParser(self)
+            self.parser.set_dangerous_leniencies(lenient_data_after_close=True)  # as uvicorn's
+            try:
+                self.parser.feed_data(piece)
+                behind = None
+            except HttpParserUpgrade as another:
+                behind = another.args[0]
+
+    def _limit_head(self, piece: Sized) -> None:
+        self._head = (self._head or 0) + len(piece)
+        if self._head > MOST_HEAD_BYTES:
+            detail = f"The headers, or the URL, are larger than {MOST_HEAD_BYTES} bytes."
+            raise Refused(HTTPStatus.REQUEST_HEADER_FIELDS_TOO_LARGE, detail)
+
+    def _refuse(self, why: Refused) -> None:
+        self._head = None
+        refuse(self, why)
+
+    def shutdown(self) -> None:
+        """The server stops: what is in flight may finish, but nobody waits for a job any more."""
+        self.app_state["gateway"].jobs.stop_waiting()
+        super().shutdown()
 
     def on_response_complete(self) -> None:
         """What uvicorn does, but for the timer: it makes and cancels one for each request."""
         self._idle_since = self.loop.time()
-        if self.pipeline or self.timeout_keep_alive_task is None:
-            super().on_response_complete()
+        if self.pipeline:
+            super().on_response_complete()  # begins the next
+            if not self.pipeline:
+                self.flow.resume_reading()
+                self._go_on()
             return
         self.server_state.total_requests += 1
         if not self.transport.is_closing():
+            if self.timeout_keep_alive_task is None:
+                self._look_later(self.timeout_keep_alive)
             self.flow.resume_reading()
 
     def _unset_keepalive_if_required(self) -> None:
         """The timer goes on: when its time has come it looks whether the connection was idle."""
 
+    def _look_later(self, seconds: float) -> None:
+        self.timeout_keep_alive_task = self.loop.call_later(seconds, self.timeout_keep_alive_handler)
+
     def timeout_keep_alive_handler(self) -> None:
+        """Close the connection where it is idle, has never been used, or is too slow with a head."""
         self.timeout_keep_alive_task = None
         if self.cycle is not None and not self.cycle.response_complete:
             return  # which sets it again when it is
         if self.transport.get_protocol() is not self:
             return  # it lingers, and has a time of its own for that
-        rest = self._idle_since + self.timeout_keep_alive - self.loop.time()
+        idle = self.cycle is not None and self._head is None
+        rest = self._idle_since + (self.timeout_keep_alive if idle else HEAD_PATIENCE) - self.loop.time()
         if rest > 0:
-            self.timeout_keep_alive_task = self.loop.call_later(rest, self.timeout_keep_alive_handler)
+            self._look_later(min(rest, max(1.0, self.timeout_keep_alive)))
+        elif self._head is not None:
+            self._refuse(Refused(HTTPStatus.REQUEST_TIMEOUT, "The headers did not arrive in time."))
         else:
             lingering.close(self.transport, self.cycle)
 
@@ -105,13 +215,18 @@ class GatewayProtocol(HttpToolsProtocol):
         if self.cycle is not None and not self.cycle.response_complete:
             return False  # pipelined: uvicorn keeps them in order
         length = b""
+        hosts = 0
         for name, value in self.headers:
-            if name == b"content-length":
-                length = value
-            elif name in EXTRAORDINARY:
-                return False
+            if name in NOTABLE:
+                if name == b"content-length":
+                    length = value
+                elif name == b"host":
+                    hosts += 1
+                else:
+                    return False
         return (
-            length.isdigit()
+            hosts == 1
+            and length.isdigit()
             and int(length) <= min(HIGH_WATER_LIMIT, self.app_state["gateway"].limits.max_body_bytes)
             and self.parser.get_method() == POST
             and self.parser.get_http_version() == "1.1"
@@ -119,132 +234,14 @@ class GatewayProtocol(HttpToolsProtocol):
         )
 
 
-class _ShortCycle:
-    """One request on the short way.
+class _Flow(FlowControl):
+    """Reads nothing more while requests wait for their turn: it would only wait with them."""
 
-    Stands where HttpToolsProtocol keeps its RequestResponseCycle, so that uvicorn's own code goes on to
-    collect the body, to see the caller leave, to queue what is pipelined behind, and to shut down:
-    it reads and sets the public attributes, and calls `message_event.set()` after each change.
-    """
+    def __init__(self, transport: asyncio.Transport, waiting: Sized) -> None:
+        super().__init__(transport)
+        self._waiting = waiting
 
-    def __init__(self, protocol: GatewayProtocol, endpoint: Endpoint) -> None:
-        self.body = bytearray()
-        self.more_body = True
-        self.disconnected = False
-        self.response_complete = False
-        self.keep_alive = protocol.parser.should_keep_alive()
-        self._protocol = protocol
-        self._endpoint = endpoint
-        self._headers = preferences.by_name(protocol.headers)
-        self._gateway: Gateway = protocol.app_state["gateway"]
-        client = protocol.client and protocol.client[0]
-        given = self._headers.get(b"x-request-id")
-        self._exchange = Exchange("POST", protocol.url.decode(), client, request_id(given))
-        self._answered = False  # which is written at the end of the turn
-        self._task: asyncio.Task[None] | None = None
-        self._patience: asyncio.TimerHandle | None = None
-
-    @property
-    def message_event(self) -> Self:
-        return self
-
-    def set(self) -> None:
-        """Something has changed: more of the body is here, or the caller has left."""
-        if self.disconnected:
-            self._stop_waiting()
-            if self._task is not None:
-                self._task.cancel()
-        elif not self.more_body and self._task is None and not self._answered:
-            self._stop_waiting()
-            self._begin()
-
-    def _begin(self) -> None:
-        """Answer at once where nothing has to be waited for; else in a task."""
-        try:
-            found = self._endpoint(self._gateway, self._exchange, self._headers, bytes(self.body))
-        except DispatchError as error:
-            found = self._exchange.refusal(error)
-        except Exception:  # noqa: BLE001  (the last resort, which logs it)
-            found = self._exchange.failed()
-        if isinstance(found, Answer) and not self._protocol.flow.write_paused:
-            self._send(found)
-        else:
-            self._task = start(self._answer(found))
-
-    def watch(self) -> None:
-        """Limit the time in which the rest of the body may come."""
-        if self._patience is None:
-            seconds = self._gateway.limits.max_timeout
-            with contextlib.suppress(InvalidRequest):  # which the endpoint will raise again
-                seconds = min(seconds, preferences.seconds(self._headers) or seconds)
-            self._patience = self._protocol.loop.call_later(seconds, self._give_up)
-
-    def _stop_waiting(self) -> None:
-        if self._patience is not None:
-            self._patience.cancel()
-
-    def _give_up(self) -> None:
-        self.keep_alive = False  # the rest may still come, and is not a request
-        error = DeadlineExceeded("The body did not arrive in time.")
-        self._send(problem_answer(error, self._exchange.request_id))
-
-    async def _answer(self, found: Answer | Coroutine[None, None, Answer]) -> None:
-        """Send what is found, but not before the caller has read enough of the answers before."""
-        try:
-            answer = found if isinstance(found, Answer) else await self._awaited(found)
-            if self._protocol.flow.write_paused:
-                await self._protocol.flow.drain()
-        except asyncio.CancelledError:
-            self._exchange.log()
-            self._protocol.transport.close()  # if the caller is still there: nothing else will come
-            raise
-        self._send(answer)
-
-    async def _awaited(self, work: Coroutine[None, None, Answer]) -> Answer:
-        try:
-            return await work
-        except DispatchError as error:
-            return self._exchange.refusal(error)
-        except Exception:  # noqa: BLE001  (the last resort, which logs it)
-            return self._exchange.failed()
-
-    def _send(self, answer: Answer) -> None:
-        """Write the answer at the end of this turn of the loop, behind all others of the turn.
-
-        Each write to a caller who sleeps wakes it up, which costs more than the write;
-        written in a row, the first wakes the process of many callers for all.
-        """
-        self._answered = True
-        self._exchange.status = answer.status
-        self._protocol.loop.call_soon(self._write, answer)
-
-    def _write(self, answer: Answer) -> None:
-        if self.disconnected:
-            self._exchange.status = CLIENT_CLOSED_REQUEST
-        else:
-            try:
-                self._finish(answer)
-            except Exception:  # noqa: BLE001  (which is logged; nobody else would close the connection)
-                self._protocol.transport.close()
-                self._exchange.failed()
-        self._exchange.log()
-
-    def _finish(self, answer: Answer) -> None:
-        close = not self.keep_alive or CLOSE in answer.headers
-        self._protocol.transport.write(self._written(answer, close=close))
-        self.response_complete = True
-        if close:
-            lingering.close(self._protocol.transport, self)
-        self._protocol.on_response_complete()
-
-    def _written(self, answer: Answer, *, close: bool) -> bytes:
-        headers = [*self._protocol.server_state.default_headers, *answer.headers, *self._exchange.headers()]
-        if close and CLOSE not in headers:
-            headers.append(CLOSE)
-        return b"%bcontent-type: %b\r\ncontent-length: %d\r\n%b\r\n\r\n%b" % (
-            STATUS_LINE[answer.status],
-            answer.media_type,
-            len(answer.body),
-            b"\r\n".join(map(b": ".join, headers)),
-            answer.body,
-        )
+    def resume_reading(self) -> None:
+        if self.read_paused and not self._waiting:
+            self.read_paused = False
+            self._transport.resume_reading()

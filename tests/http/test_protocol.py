@@ -5,8 +5,7 @@ from __future__ import annotations
 import asyncio
 import json
 import logging
-from contextlib import asynccontextmanager
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 import pytest
 from uvicorn.protocols.http.httptools_impl import HttpToolsProtocol
@@ -14,6 +13,7 @@ from uvicorn.protocols.http.httptools_impl import HttpToolsProtocol
 from domain.errors import DispatchError, FieldError, InputRejectedByModel
 from interface.http.protocol import GatewayProtocol
 from tests.http.happened import happened
+from tests.http.raw_caller import ANSWER, BODY, Caller, connected, post
 
 if TYPE_CHECKING:
     from collections.abc import AsyncIterator
@@ -23,49 +23,10 @@ if TYPE_CHECKING:
 
     from tests.fakes import FakeServer
 
-BODY = b'{"model_name": "m", "instances": ["x"]}'
-ANSWER = {"model_name": "m", "model_version": "1.0", "predictions": ["a:m/1.0:x"]}
-
-
-class Caller:
-    """One connection, byte by byte."""
-
-    def __init__(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
-        self.reader, self.writer = reader, writer
-
-    def send(self, data: bytes) -> None:
-        self.writer.write(data)
-
-    async def answer(self) -> tuple[int, dict[str, str], Any]:
-        async with asyncio.timeout(5):
-            head = (await self.reader.readuntil(b"\r\n\r\n")).decode().splitlines()
-            headers = dict(line.lower().split(": ", 1) for line in head[1:] if line)
-            body = await self.reader.readexactly(int(headers["content-length"]))
-        return int(head[0].split()[1]), headers, json.loads(body)
-
-    async def ended(self) -> bool:
-        async with asyncio.timeout(5):
-            return await self.reader.read() == b""
-
-
-def post(body: bytes = BODY, *headers: str, path: str = "/dispatch_model", version: str = "1.1") -> bytes:
-    lines = [f"POST {path} HTTP/{version}", "host: gateway", *headers]
-    if not any(line.startswith(("content-length", "transfer-encoding")) for line in headers):
-        lines.append(f"content-length: {len(body)}")
-    return "\r\n".join([*lines, "", ""]).encode() + body
-
-
-@asynccontextmanager
-async def _connected(server: uvicorn.Server) -> AsyncIterator[Caller]:
-    host, port = server.servers[0].sockets[0].getsockname()[:2]
-    reader, writer = await asyncio.open_connection(host, port)
-    yield Caller(reader, writer)
-    writer.close()
-
 
 @pytest.fixture
 async def caller(serving: uvicorn.Server) -> AsyncIterator[Caller]:
-    async with _connected(serving) as caller:
+    async with connected(serving) as caller:
         yield caller
 
 
@@ -203,7 +164,7 @@ async def test_a_connection_is_closed_when_it_has_been_idle_for_long(
 ) -> None:
     serving.config.timeout_keep_alive = 0.2  # type: ignore[assignment]
     server.seconds = 0.15
-    async with _connected(serving) as caller:
+    async with connected(serving) as caller:
         for _ in range(3):  # 0.45 s, but never idle
             caller.send(post())
             assert (await caller.answer())[0] == 200
@@ -287,7 +248,7 @@ async def test_a_request_in_flight_is_answered_before_the_gateway_stops(
     serving: uvicorn.Server, server: FakeServer
 ) -> None:
     server.seconds = 0.3
-    async with _connected(serving) as caller:
+    async with connected(serving) as caller:
         caller.send(post())
         await happened(lambda: server.asked)
         serving.should_exit = True

@@ -6,8 +6,9 @@ from contextlib import aclosing
 
 import pytest
 
+from application.job_reader import Interrupted
 from application.job_service import CHUNK
-from application.job_watch import LOOK_AGAIN
+from application.job_watch import LAST_WAIT, LOOK_AGAIN
 from domain import errors
 from domain.job import Chunk, JobStatus
 from domain.ports import Search
@@ -105,6 +106,57 @@ async def test_events_are_told_as_they_happen_and_end_with_the_job() -> None:
         ("succeeded", JobStatus.SUCCEEDED, done),
     ]
     assert [each and each[0] for each in await listen((0, 2))] == ["progress", "succeeded"]
+    assert site.jobs._watch._waiting == {}
+
+
+@virtual_time
+async def test_who_waits_when_the_process_stops_is_told_what_is_true_now() -> None:
+    site = Site()
+    job = await site.jobs.submit(TODO, ["a"])
+    waiting = asyncio.create_task(site.jobs.wait(job.id, until=30.0))
+    asking = asyncio.create_task(site.jobs.submit_and_wait(TODO, ["b"], until=30.0))
+    await asyncio.sleep(0.1)
+
+    site.jobs.stop_waiting()
+
+    assert await waiting == job
+    asked, outcomes = await asking
+    assert (asked.status, outcomes) == (JobStatus.QUEUED, None)
+    assert (await site.jobs.submit_and_wait(TODO, ["c"], until=30.0))[1] is None
+    assert now() == pytest.approx(0.1 + LAST_WAIT)
+
+
+@virtual_time
+async def test_who_gets_an_answer_soon_after_the_stop_has_it() -> None:
+    site = Site()
+    asking = asyncio.create_task(site.jobs.submit_and_wait(TODO, ["a"], until=30.0))
+    await asyncio.sleep(0.1)
+    working = asyncio.create_task(site.work())  # which takes a second
+    await asyncio.sleep(0.5)
+
+    site.jobs.stop_waiting()
+
+    answered, outcomes = await asking
+    assert (answered.status, outcomes) == (JobStatus.SUCCEEDED, b'{"prediction":"<a>"}\n')
+    await working
+
+
+@virtual_time
+async def test_events_end_when_the_process_stops_and_outcomes_do_not_look_complete() -> None:
+    site = Site()
+    job = await site.jobs.submit_chunks(TODO, pieces(CHUNK + 2))
+    await site.runner.run([Chunk(job.id, 0)])
+
+    async def listen() -> list[str]:
+        return [told[0].name async for told in site.jobs.events(job.id) if told]
+
+    listening = asyncio.create_task(listen())
+    async with aclosing(site.jobs.outcomes(job.id)) as telling:
+        assert (await anext(telling)).count(b"\n") == CHUNK
+        site.jobs.stop_waiting()
+        with pytest.raises(Interrupted):
+            await anext(telling)
+    assert "succeeded" not in await listening
     assert site.jobs._watch._waiting == {}
 
 

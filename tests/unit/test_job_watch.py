@@ -1,22 +1,31 @@
 from __future__ import annotations
 
 import asyncio
+import math
 import time
 from typing import TYPE_CHECKING
 
 import pytest
 
-from application.job_watch import LOOK_AGAIN, JobWatch
+from application.job_watch import LAST_WAIT, LOOK_AGAIN, JobWatch
 from tests.virtual_time import now, virtual_time
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
 
-async def waits(watch: JobWatch, job: str, until: float | None = None) -> tuple[bool, float]:
+async def waits(watch: JobWatch, job: str, until: float = math.inf) -> tuple[bool, float]:
     """Whether there was time left, and when it heard."""
     with watch.watch(job) as watcher:
         return await watcher.changed(until), now()
+
+
+async def waits_to_the_end(watch: JobWatch, until: float) -> float:
+    """When there was no time left."""
+    with watch.watch("j") as watcher:
+        while await watcher.changed(until):
+            pass
+    return now()
 
 
 @pytest.mark.parametrize("hint", [["j"], ["i", "j", "j"], None])
@@ -73,6 +82,34 @@ async def test_who_hears_nothing_looks_again_after_a_while() -> None:
 @virtual_time
 async def test_nobody_waits_longer_than_he_wants_to(until: float) -> None:
     assert await waits(JobWatch(), "j", until) == (False, until)
+
+
+@virtual_time
+async def test_after_a_stop_nobody_waits_much_longer_and_later_nobody_waits() -> None:
+    watch = JobWatch()
+    waiting = [asyncio.create_task(waits_to_the_end(watch, until)) for until in (math.inf, 100.0)]
+    await asyncio.sleep(1.0)
+    watch.stop()
+    await asyncio.sleep(LAST_WAIT / 2)
+    watch.stop()  # it is the first that counts
+    end = 1.0 + LAST_WAIT
+
+    assert await asyncio.gather(*waiting, waits_to_the_end(watch, math.inf)) == [end] * 3
+    assert await waits(watch, "j") == (False, end)
+    watch.heard(None)
+    assert await waits(watch, "j", until=100.0) == (False, end)
+
+
+@virtual_time
+async def test_a_stop_makes_all_look_at_once_and_hints_are_heard_in_what_is_left() -> None:
+    watch = JobWatch()
+    with watch.watch("j") as watcher:
+        asyncio.get_running_loop().call_later(0.5, watch.stop)
+        asyncio.get_running_loop().call_later(0.5 + LAST_WAIT / 2, watch.heard, ["j"])
+
+        assert (await watcher.changed(), now()) == (True, 0.5)
+        assert (await watcher.changed(), now()) == (True, 0.5 + LAST_WAIT / 2)
+        assert (await watcher.changed(), now()) == (False, 0.5 + LAST_WAIT)
 
 
 @virtual_time
