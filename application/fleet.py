@@ -8,7 +8,14 @@ import logging
 from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING
 
-from domain.errors import DispatchError, ModelNotFound, NoServerAvailable, ServerError, VersionNotFound
+from domain.errors import (
+    DispatchError,
+    ModelNotFound,
+    NoServerAvailable,
+    ServerError,
+    ServerTimeout,
+    VersionNotFound,
+)
 from domain.events import ModelFailing, ServerFound, ServerLost
 from domain.fleet import NOT_ASKED, ServedModel, ServerState
 from domain.prediction import ANY_SERVER, ModelRef, PredictionRequest, ServerAddress
@@ -35,10 +42,14 @@ class Server:
     state: ServerState = field(default_factory=ServerState)
     load: PeakEwma = field(default_factory=PeakEwma)
     answered: set[ModelRef] = field(default_factory=set)  # since it was last asked
+    denied: set[ModelRef] = field(default_factory=set)  # it said so, of what it was believed to have
     losses: int = 0
+    late: bool = False  # it did not say in time how it is, but it has answered requests
 
     def serves(self, model: ModelRef) -> Iterable[ServedModel]:
         """The versions of `model` this server has, ready or not; only the default where none is asked."""
+        if model in self.denied:
+            return
         for served in self.state.models:
             wanted = served.default if model.version is None else served.version in {None, model.version}
             if served.name == model.name and wanted:
@@ -56,8 +67,10 @@ class Server:
         return self.state.failing.get(ModelRef(served.name, served.version))
 
     def in_trouble(self) -> bool:
-        """Whether anything it serves cannot be answered now."""
-        return self.summary() != "ok" or any(not model.workers_ready for model in self.state.models)
+        """Whether it is late to say how it is, or anything it serves cannot be answered now."""
+        if self.late or self.summary() != "ok":
+            return True
+        return any(not model.workers_ready for model in self.state.models)
 
     def summary(self) -> str:
         """What is wrong with it, or "ok"."""
@@ -69,6 +82,9 @@ class Fleet:
 
     `canaries` maps a model's name to an instance it must be able to answer, within `canary_timeout`
     seconds, before a server counts as ready for it: TorchServe calls a wedged worker READY.
+
+    A server that does not say in time how it is counts as lost, unless it has answered a request since it
+    was last asked: it is busy, and what it said before still holds. It has to answer anew each time.
     """
 
     def __init__(
@@ -106,7 +122,7 @@ class Fleet:
         await asyncio.wait([self._refreshing], timeout=wait)
 
     async def watch(self, interval: float, interval_down: float) -> None:
-        """Refresh for ever: every `interval` seconds, `interval_down` while a server has a problem.
+        """Refresh for ever: every `interval` seconds, `interval_down` while a server is in trouble.
 
         A lost server is asked again at once, and then not more often than every `interval_down`.
         """
@@ -131,10 +147,19 @@ class Fleet:
         self._wake.set()
 
     def gone(self, server: Server, model: ModelRef) -> None:
-        """Take `model` out of what `server` serves: it just said that it has it no more."""
+        """Take `model` out of what `server` serves: it just said that it has it no more.
+
+        So what it said before is out of date; of one that cannot be asked for versions, only this one is.
+        """
         served = set(server.serves(model))
+        if model.version is not None and any(each.version is None for each in served):
+            server.denied.add(model)
+            self._change(server, server.state)
+            return
         left = tuple(each for each in server.state.models if each not in served)
         self._change(server, replace(server.state, models=left))
+        if any(each.version is not None for each in served):
+            self._refreshed_at = float("-inf")
         self._wake.set()
 
     async def _sleep_unless_woken(self, seconds: float) -> None:
@@ -146,14 +171,22 @@ class Fleet:
         try:
             await asyncio.gather(*(self._ask(server) for server in self.servers))
             self._refreshed_at = asyncio.get_running_loop().time()
+            if any(server.in_trouble() for server in self.servers):
+                self._wake.set()
         finally:
             self._refreshing = None
 
     async def _ask(self, server: Server) -> None:
         losses = server.losses
+        server.late = False
+        server.denied.clear()
         try:
             state = await self._state(server)
         except ServerError as error:
+            server.late = isinstance(error, ServerTimeout) and bool(server.answered)
+            server.answered.clear()
+            if server.late:
+                return
             state = ServerState(server.state.models, str(error))
         except Exception as error:  # a mistake of ours must not end the watch
             LOGGER.exception("could not ask %s", server.name)
@@ -259,4 +292,5 @@ class Fleet:
 
     def _versions_message(self, model: ModelRef) -> str:
         known = sorted({str(s.version) for s in self.models() if s.name == model.name and s.version})
-        return f"Model {model.name!r} has no version {model.version!r}. Served: {', '.join(known)}."
+        served = ", ".join(known) or "not known"
+        return f"Model {model.name!r} has no version {model.version!r}. Served: {served}."

@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import asyncio
 import contextlib
 from typing import TYPE_CHECKING, NoReturn
 
+from application.recall import Pinned, named
 from domain.errors import (
     FieldError,
     InputRejectedByModel,
@@ -13,18 +15,19 @@ from domain.errors import (
     NoServerAvailable,
     VersionNotFound,
 )
-from domain.prediction import ANY_SERVER, PredictionRequest, Refusal
+from domain.prediction import ANY_SERVER, ModelRef, PredictionRequest, Refusal
 
 if TYPE_CHECKING:
-    from collections.abc import Callable
+    from collections.abc import Awaitable, Callable
 
     from application.fleet import Fleet
     from application.pipeline import Pipeline
-    from domain.prediction import ModelRef, PredictionResult
+    from domain.prediction import PredictionResult
 
 UNKNOWN = (ModelNotFound, VersionNotFound, NoServerAvailable)
 PATIENCE = 0.5  # seconds that a caller waits for servers to say what they serve
 LOOK_AGAIN = 1.0  # seconds: how old the fleet's word may be before an unknown model is believed unknown
+UNVERIFIED = 64  # pipelines of versions that no server says it has: callers name what they like
 
 
 class PredictionService:
@@ -49,28 +52,55 @@ class PredictionService:
         return result
 
     async def predict_each(self, request: PredictionRequest) -> PredictionResult:
-        """The same, with a Refusal in the place of each instance that the model refused."""
+        """The same, with a Refusal in the place of each instance that the model refused.
+
+        Who names no version hears of none that is gone: another stands for it then, and is asked, once,
+        within the same deadline; where the request has none, the model's own timeout begins anew.
+        """
         if request.server is not ANY_SERVER:
             self._check_address(request)
+        asked = named(request)
         try:
-            model = self._fleet.resolve(request.model, request.server)
+            model = self._fleet.resolve(asked, request.server)
         except UNKNOWN:
-            await self._fleet.refresh(max_age=LOOK_AGAIN, wait=PATIENCE)  # it may have come since
-            model = self._fleet.resolve(request.model, request.server)
-        if model != request.model:
-            request = request.to(model)
-        return await self._pipeline(model).predict(request)
+            model = await self._look(asked, request)
+        try:
+            return await self._ask(model, request)
+        except (VersionNotFound, NoServerAvailable) as error:
+            if isinstance(error, VersionNotFound):
+                self._pipelines.pop(model, None)  # gone, or never there: callers name what they like
+            other = await self._look(asked, request) if asked.version is None else model
+            if other == model:
+                raise
+        return await self._ask(other, request)
+
+    async def _look(self, asked: ModelRef, request: PredictionRequest) -> ModelRef:
+        """The version that stands for the one `asked` for, which may have come since the servers said."""
+        wait = PATIENCE
+        if request.deadline is not None:
+            wait = max(0.0, min(wait, request.deadline - asyncio.get_running_loop().time()))
+        try:
+            return self._fleet.resolve(asked, request.server)
+        except UNKNOWN:
+            await self._fleet.refresh(max_age=LOOK_AGAIN, wait=wait)
+        return self._fleet.resolve(asked, request.server)
+
+    def _ask(self, model: ModelRef, request: PredictionRequest) -> Awaitable[PredictionResult]:
+        return self._pipeline(model).predict(request if model == request.model else request.to(model))
 
     def recall(self, request: PredictionRequest) -> PredictionResult | PredictionRequest:
         """What `predict` would answer, where that is known without waiting; else what it is to be asked."""
         if request.server is not ANY_SERVER:
             return request
+        asked = named(request)
         try:
-            model = self._fleet.resolve(request.model)
+            model = self._fleet.resolve(asked)
         except UNKNOWN:
             return request
         recall = self._pipeline(model).recall
-        return request if recall is None else recall(request.to(model))
+        if recall is None:
+            return request
+        return recall(Pinned.of(request, model) if asked.version is None else request.to(model))
 
     async def remembered(self, request: PredictionRequest) -> PredictionResult | None:
         """As `recall`, but looks into a cache that is elsewhere, too; None where a model has to be asked."""
@@ -78,7 +108,7 @@ class PredictionService:
         if not isinstance(known, PredictionRequest):
             return known
         try:
-            model = self._fleet.resolve(request.model)
+            model = self._fleet.resolve(named(request))
         except UNKNOWN:
             return None
         lookup = self._pipeline(model).lookup
@@ -96,11 +126,19 @@ class PredictionService:
     def _pipeline(self, model: ModelRef) -> Pipeline:
         known = self._pipelines.get(model)
         if known is None:
-            served = {(m.name, m.version) for m in self._fleet.models()}
-            for gone in [ref for ref in self._pipelines if (ref.name, ref.version) not in served]:
-                del self._pipelines[gone]
+            self._drop()
             known = self._pipelines[model] = self._make_pipeline(model)
         return known
+
+    def _drop(self) -> None:
+        """Drop the pipelines of versions that are gone, and the oldest of too many that may be invented."""
+        served = {ModelRef(each.name, each.version) for each in self._fleet.models()}
+        unsaid = [ref for ref in self._pipelines if ref not in served]
+        believed = [ref for ref in unsaid if ModelRef(ref.name) in served]
+        kept = set(believed[-UNVERIFIED + 1 :])
+        for ref in unsaid:
+            if ref not in kept:
+                del self._pipelines[ref]
 
     def _check_address(self, request: PredictionRequest) -> None:
         if not self._fleet.at(request.server):

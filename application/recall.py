@@ -5,13 +5,37 @@ from __future__ import annotations
 from typing import TYPE_CHECKING
 
 from domain.fingerprint import fingerprints
-from domain.prediction import CacheUse, PredictionResult
+from domain.prediction import CacheUse, ModelRef, PredictionRequest, PredictionResult
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
     from domain.ports import Cached, Memory, PredictionCache
-    from domain.prediction import PredictionRequest
+
+
+class Pinned(PredictionRequest):
+    """One whose caller named no version; should that in `model` be gone, another may answer."""
+
+    __slots__ = ()
+
+    @classmethod
+    def of(cls, request: PredictionRequest, model: ModelRef) -> Pinned:
+        """The same request, for which `model` stands now."""
+        return cls(
+            model,
+            request.instances,
+            request.parameters,
+            request.server,
+            request.deadline,
+            request.partition,
+            request.cache,
+            request.bulk,
+        )
+
+
+def named(request: PredictionRequest) -> ModelRef:
+    """The model as its caller named it."""
+    return ModelRef(request.model.name) if isinstance(request, Pinned) else request.model
 
 
 class Recall:

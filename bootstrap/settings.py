@@ -210,7 +210,9 @@ class RedisSettings(_Table):
     timeout: Seconds = Field(0.01, description="After it, a look into the cache is a miss.")
     max_value_bytes: int = Field(65_536, gt=0, description="Larger predictions are not remembered.")
     lease: Seconds = Field(
-        10.0, description="How long other processes leave an instance to the one that asks for it."
+        25.0,
+        description="How long other processes leave an instance to the one that asks for it; "
+        "keep it above every model's `attempt_timeout`, and below its `timeout`.",
     )
 
 

@@ -93,8 +93,8 @@ class PredictionRequest:
         deadline: float | None,
         fingerprints: tuple[bytes, ...],
     ) -> PredictionRequest:
-        """A copy; `dataclasses.replace` would take four times as long."""
-        return PredictionRequest(
+        """A copy, of the same class; `dataclasses.replace` would take four times as long."""
+        return type(self)(
             model,
             instances,
             self.parameters,

@@ -34,7 +34,7 @@ redis.call('PUBLISH', ARGV[1], ARGV[2])
 
 
 class RedisLeases:
-    """Leases of `ttl` seconds, which must be longer than the work takes that they are for.
+    """Leases of `ttl` seconds, which must be longer than the work takes that they are for: none is renewed.
 
     `SET NX PX` with a token of its own for every `take`, so that nobody ends what another holds
     (redis.io, "Distributed Locks with Redis"; on one Redis it is no more than a good guess, and suffices:

@@ -24,7 +24,9 @@ CONTENT = (InputRejectedByModel, InvalidRequest, PayloadTooLarge, ServerFault)  
 class Batching:
     """Sends a request at once while a slot is free; else it waits, and travels with those it meets.
 
-    `slots()` is how many batches may be in flight now, at least one; it is read before each is sent.
+    `slots()` is how many batches may be in flight now, at least one; it is read before each is sent, so
+    that more of them are noticed when the next request comes or the next batch lands: whoever waits does
+    so beside a batch in flight, and then all slots are filled.
     There is no timer: what gathers while all slots are busy leaves when one frees, so an idle model makes
     nobody wait and a busy one gets the larger batches, the busier it is ("group commit", Gray and Reuter,
     "Transaction Processing", 1992; adaptive batching: Crankshaw et al., "Clipper", NSDI 2017).

@@ -19,8 +19,9 @@ class Leasing:
     """Asks for an instance that another process is asking for already not at all: waits for its answer.
 
     Whoever takes the lease of an instance asks the model, puts the answer into `cache`, for `ttl` seconds,
-    and gives the lease back; the others find the answer there. A holder that dies or fails leaves no
-    answer: then one of the others takes the lease.
+    and gives the lease back; the others find the answer there. A holder that dies, that fails, or whose
+    answer cannot be stored, leaves none: then each of the others asks for itself, without a lease, as it
+    might be so again, and they would go one after the other.
     Source: Nishtala et al., "Scaling Memcache at Facebook", NSDI 2013, section 3.2.1.
     """
 
@@ -36,25 +37,32 @@ class Leasing:
         if request.bulk:
             return await self._inner(request)  # interactive work would wait for its lease
         work = _Work(request, fingerprints(request))
-        while missing := work.missing():
-            mine = await self._leases.take(missing)
-            if mine:
-                await self._do(work, [key for key in missing if key in mine])
-            if others := work.missing():
-                await self._leases.wait(others)
-                await self._look(work, others)
+        if mine := await self._take(work):
+            try:
+                await self._ask(work, mine)
+            finally:
+                await self._leases.give_back(mine)
+        while others := work.missing():
+            await self._leases.wait(others)
+            await self._look(work, others)
+            if ended := await self._take(work):
+                await self._leases.give_back(ended)
+                await self._ask(work, ended)
         return work.result()
 
-    async def _do(self, work: _Work, mine: Sequence[bytes]) -> None:
-        """Ask the model for what is `mine`, unless the last holder did so just before."""
-        try:
-            await self._look(work, mine)
-            if missing := work.missing(mine):
-                result = await self._inner(work.part(missing))
-                work.landed(missing, result)
-                work.remembered(await self._remember(missing, result))
-        finally:
-            await self._leases.give_back(mine)
+    async def _take(self, work: _Work) -> list[bytes]:
+        """What is missing and held by nobody else: ours now, to be given back."""
+        missing = work.missing()
+        taken = await self._leases.take(missing) if missing else ()
+        return [key for key in missing if key in taken]
+
+    async def _ask(self, work: _Work, keys: Sequence[bytes]) -> None:
+        """Ask the model for `keys`, unless their last holder did so just before."""
+        await self._look(work, keys)
+        if missing := work.missing(keys):
+            result = await self._inner(work.part(missing))
+            work.landed(missing, result)
+            work.remembered(await self._remember(missing, result))
 
     async def _remember(self, keys: Sequence[bytes], result: PredictionResult) -> float | None:
         """For how many seconds the cache now has all of `result`; None where it lacks some."""

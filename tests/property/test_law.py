@@ -70,7 +70,7 @@ def answer(request: PredictionRequest, instance: Json) -> Prediction:
 
 @dataclass(frozen=True)
 class Release:
-    """When version 2 of both models is there, when it becomes the default, and when version 1 is withdrawn."""
+    """When version 2 of both models is there, when it is the default, and when version 1 is withdrawn."""
 
     served_from: float
     default_after: float
@@ -89,12 +89,16 @@ class Release:
         versions = ["1"] * (now() < self.withdrawn_from) + ["2"] * (now() >= self.served_from)
         return tuple(ServedModel(m, v, default=(v == "2") is is_default) for m in "mn" for v in versions)
 
-    def may_answer(self, caller: Caller) -> set[str]:
-        """The versions that `caller` may hear from: servers are looked at every now and then."""
+    def may_answer(self, caller: Caller, at: float) -> set[str]:
+        """The versions that `caller` may have heard from `at` then.
+
+        Servers are looked at every now and then, and another version stands for one that is withdrawn.
+        """
         if caller.version is not None:
             return {caller.version}
         heard = {"1"} if caller.arrives <= self.default_from + WATCH else set()
-        return heard | {"2"} if caller.arrives >= self.default_from else heard
+        new = caller.arrives >= self.default_from or at >= self.withdrawn_from
+        return heard | {"2"} if new else heard
 
 
 @dataclass(frozen=True)
@@ -217,6 +221,12 @@ class World:
     def deadline(self, caller: Caller) -> float:
         return caller.arrives + (caller.patience or self.models[caller.model].timeout)
 
+    def asked_anew(self, caller: Caller) -> float:
+        """How much longer it may take, in seconds: the model's own timeout is one for each version asked."""
+        of_the_model = caller.version is None and caller.patience is None
+        withdrawn = self.deadline(caller) >= self.release.withdrawn_from
+        return self.models[caller.model].timeout if of_the_model and withdrawn else 0.0
+
 
 async def ask(gateway: PredictionService, caller: Caller) -> PredictionResult:
     """As a job does, as `/dispatch_model`, which looks into memory first, or as `/api/predict/`."""
@@ -245,9 +255,9 @@ async def live(
 
 def check(world: World, callers: Sequence[Caller], caller: Caller, told: object, at: float) -> None:
     deadline = world.deadline(caller)
-    assert at <= deadline + LATE
+    assert at <= deadline + world.asked_anew(caller) + LATE
     if isinstance(told, PredictionResult):
-        assert told.model.version in world.release.may_answer(caller)
+        assert told.model.version in world.release.may_answer(caller, at)
         assert not caller.unwelcome()
         assert told.predictions == tuple(bare(told.model, caller.parameters, i) for i in caller.instances)
         assert told.model.name == caller.model

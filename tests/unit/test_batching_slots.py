@@ -66,6 +66,34 @@ async def test_a_look_at_the_servers_changes_how_many_batches_are_in_flight() ->
 
 
 @virtual_time
+async def test_more_workers_are_noticed_when_the_next_request_comes() -> None:
+    server = FakeServer(seconds=1.0, models=working(1))
+    asked = gateway(server, max_size=1)
+    callers = await asking(asked, *"12345")
+    before = len(server.asked)
+    server.models = working(3)
+
+    callers += await asking(asked, "6")
+
+    assert (before, len(server.asked)) == (1, 3)
+    await asyncio.gather(*callers)
+
+
+@virtual_time
+async def test_more_workers_are_noticed_when_the_next_batch_lands() -> None:
+    server = FakeServer(seconds=1.0, models=working(1))
+    asked = gateway(server, max_size=1)
+    callers = await asking(asked, *"12345")
+    server.models = working(3)
+    await asked.fleet.refresh()
+
+    await asyncio.sleep(1.0)
+
+    assert len(server.asked) == 1 + 3
+    await asyncio.gather(*callers)
+
+
+@virtual_time
 async def test_a_worker_may_have_several_batches() -> None:
     server = FakeServer(seconds=1.0, models=working(2))
 

@@ -58,6 +58,10 @@ def test_the_limit_stays_between_its_floor_and_its_maximum() -> None:
     assert after(Gradient2(initial=20, maximum=30), *[window(0.1)] * 50) == 30
 
 
+def test_one_is_let_in_where_no_worker_is_ready_as_somebody_has_to_try() -> None:
+    assert after(Gradient2(initial=20, floor=lambda: 0), *[window(0.1, drops=100)] * 50) == 1
+
+
 def test_the_floor_is_asked_again_because_servers_come_and_go() -> None:
     floor = [64]
     limit = Gradient2(floor=lambda: floor[0])

@@ -4,7 +4,15 @@ import asyncio
 
 import pytest
 
-from domain.errors import ModelNotFound, NoServerAvailable, ServerFault, ServerUnreachable, VersionNotFound
+from domain.errors import (
+    ModelNotFound,
+    NoServerAvailable,
+    ServerError,
+    ServerFault,
+    ServerTimeout,
+    ServerUnreachable,
+    VersionNotFound,
+)
 from domain.events import Event, ServerFound, ServerLost
 from domain.fleet import ServedModel
 from domain.prediction import ModelRef, ServerAddress
@@ -270,3 +278,120 @@ async def test_a_callers_choice_of_server_decides_the_default_version() -> None:
     await fleet.refresh()
 
     assert fleet.resolve(ModelRef("m"), ServerAddress("127.0.0.1", 8081)) == ModelRef("m", "2.0")
+
+
+@virtual_time
+async def test_a_server_that_answers_is_not_lost_when_it_is_late_once_to_say_how_it_is() -> None:
+    server = FakeServer()
+    fleet = fleet_of(server)
+    watching = asyncio.create_task(fleet.watch(interval=60.0, interval_down=1.0))
+    await asyncio.sleep(30.0)
+    fleet.servers[0].answered.add(ModelRef("m", "1.0"))
+    server.probe_error = ServerTimeout("late")
+
+    await fleet.refresh()
+    once = fleet.servers[0].state.problem
+    await asyncio.sleep(1.0)
+    watching.cancel()
+
+    assert (once, fleet.servers[0].state.problem) == (None, "late")
+
+
+@virtual_time
+async def test_a_server_that_is_late_and_answers_all_the_while_is_not_lost() -> None:
+    server = FakeServer()
+    fleet = fleet_of(server)
+    await fleet.refresh()
+    server.probe_error = ServerTimeout("late")
+
+    for _ in range(10):
+        fleet.servers[0].answered.add(ModelRef("m", "1.0"))
+        await fleet.refresh()
+
+    assert fleet.ready(ModelRef("m")) == list(fleet.servers)
+
+
+@virtual_time
+async def test_a_server_that_was_late_is_out_of_trouble_when_it_says_how_it_is() -> None:
+    server = FakeServer()
+    fleet = fleet_of(server)
+    await fleet.refresh()
+    fleet.servers[0].answered.add(ModelRef("m", "1.0"))
+    server.probe_error = ServerTimeout("late")
+    await fleet.refresh()
+    late = fleet.servers[0].in_trouble()
+    server.probe_error = None
+
+    await fleet.refresh()
+
+    assert (late, fleet.servers[0].in_trouble()) == (True, False)
+
+
+@virtual_time
+@pytest.mark.parametrize("error", [DOWN, ServerFault("503")])
+async def test_a_server_that_says_it_is_unwell_or_cannot_be_reached_is_lost_whatever_it_answered(
+    error: ServerError,
+) -> None:
+    server = FakeServer()
+    fleet = fleet_of(server, canaries={"m": "hello"})
+    await fleet.refresh()
+    fleet.servers[0].answered.add(ModelRef("m", "1.0"))
+    server.probe_error = error
+    await fleet.refresh()
+    lost = fleet.servers[0].state.problem
+    server.probe_error = None
+
+    await fleet.refresh()
+
+    assert (lost, len(server.asked)) == (str(error), 2)  # its answers from before spare no canary now
+
+
+@virtual_time
+async def test_a_server_that_somebody_else_finds_down_is_watched_closely_from_then_on() -> None:
+    server = FakeServer()
+    fleet = fleet_of(server)
+    watching = asyncio.create_task(fleet.watch(interval=60.0, interval_down=1.0))
+    await asyncio.sleep(30.0)
+    server.probe_error = DOWN
+    await fleet.refresh()
+    server.probe_error = None
+
+    await asyncio.sleep(1.5)
+    watching.cancel()
+
+    assert fleet.servers[0].state.problem is None
+
+
+@virtual_time
+async def test_what_a_server_said_is_out_of_date_once_a_version_it_named_is_gone() -> None:
+    server = FakeServer(models=(M1,))
+    fleet = fleet_of(server)
+    await fleet.refresh()
+    server.models = (ServedModel("m", "2.0"),)
+
+    await fleet.refresh(max_age=1.0)
+    believed = fleet.resolve(ModelRef("m"))
+    fleet.gone(fleet.servers[0], ModelRef("m", "1.0"))
+    await fleet.refresh(max_age=1.0)
+
+    assert (believed, fleet.resolve(ModelRef("m"))) == (ModelRef("m", "1.0"), ModelRef("m", "2.0"))
+    fleet.gone(fleet.servers[0], ModelRef("m", "1.0"))  # whoever comes late with it tells nothing new
+    await fleet.refresh(max_age=1.0)
+    assert server.probed == 2
+
+
+@virtual_time
+async def test_a_version_that_a_caller_invents_does_not_take_a_model_out_that_is_believed_to_be_served() -> (
+    None
+):
+    fleet = fleet_of(FakeServer(models=(ServedModel("m", None),)))
+    await fleet.refresh()
+
+    fleet.gone(fleet.servers[0], ModelRef("m", "7"))
+
+    assert fleet.ready(ModelRef("m", "7")) == []
+    with pytest.raises(VersionNotFound, match="Served: not known"):
+        fleet.resolve(ModelRef("m", "7"))
+    assert fleet.ready(ModelRef("m")) == fleet.ready(ModelRef("m", "1.0")) == list(fleet.servers)
+    await fleet.refresh()
+    assert fleet.ready(ModelRef("m", "7")) == list(fleet.servers)

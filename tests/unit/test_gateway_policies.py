@@ -9,7 +9,7 @@ import pytest
 
 from application.fleet import Server
 from bootstrap.gateway import Models, assemble
-from bootstrap.settings import AdmissionSettings, CachingSettings, ModelSettings, Settings
+from bootstrap.settings import AdmissionSettings, CachingSettings, ModelSettings, RedisSettings, Settings
 from domain.errors import Overloaded
 from domain.fleet import ServedModel
 from domain.prediction import ModelRef, PredictionRequest, PredictionResult
@@ -107,3 +107,42 @@ async def test_hits_are_served_even_when_saturated() -> None:
     assert hit.cache is not None
     assert (hit.cache.hits, now()) == (1, begun)
     await asyncio.gather(*crowd)
+
+
+@virtual_time
+@pytest.mark.parametrize(
+    ("batching", "workers", "busy"),
+    [({"max_size": 10}, 1, 40), ({"max_size": 5, "per_worker": 3}, 2, 120), (False, 50, 50)],
+)
+async def test_as_much_is_let_in_from_the_first_as_keeps_all_workers_busy(
+    batching: object, workers: int, busy: int
+) -> None:
+    server = FakeServer(
+        seconds=1.0, models=(ServedModel("m", "1.0", workers=workers, workers_ready=workers),)
+    )
+    asked = gateway(server, batching=batching, admission=AdmissionSettings(max_waiting=0))
+    await asked.fleet.refresh()
+
+    told = await asyncio.gather(*(ask(asked, M, i) for i in range(2 * busy)), return_exceptions=True)
+
+    answered = [each for each in told if isinstance(each, PredictionResult)]
+    assert len(answered) == busy + 1  # where nobody waits, one always may
+
+
+@virtual_time
+async def test_two_versions_of_a_server_that_names_none_are_each_let_in_within_their_limit() -> None:
+    server = FakeServer(seconds=1.0, models=(ServedModel("m", None),))
+    asked = gateway(server, batching=False, admission=AdmissionSettings(max_in_flight=1))
+    await asked.fleet.refresh()
+
+    callers = [asyncio.ensure_future(ask(asked, ModelRef("m", str(i % 2)), i)) for i in range(20)]
+    await asyncio.sleep(0.5)
+
+    assert len(server.asked) == 2
+    await asyncio.gather(*callers)
+
+
+def test_a_lease_is_longer_than_an_attempt_and_ends_in_the_time_of_who_waits_for_a_dead_holder() -> None:
+    model = ModelSettings()
+
+    assert model.attempt_timeout < RedisSettings(url="redis://fake").lease < model.timeout

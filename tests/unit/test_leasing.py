@@ -168,6 +168,33 @@ async def test_what_cannot_be_stored_is_answered_all_the_same() -> None:
 
 
 @virtual_time
+async def test_those_who_waited_for_what_cannot_be_stored_then_ask_all_at_once() -> None:
+    server, cache, held = FakeServer(seconds=1.0), FakeCache(full=True), FakeLeases().held
+    processes = [
+        Leasing(server.predict, cache=cache, leases=FakeLeases(held, turn=0.01), ttl=60.0) for _ in range(8)
+    ]
+
+    results = await asyncio.gather(*(predict(ASK) for predict in processes))
+
+    assert {each.predictions for each in results} == {("a:m/1.0:x",)}
+    assert (len(server.asked), held) == (8, {})
+    assert now() < 2.2
+
+
+@virtual_time
+async def test_who_comes_later_waits_for_nobody_but_who_holds_the_lease() -> None:
+    both = Processes(cache=FakeCache(full=True))
+    one, two = await begun(both.one), asyncio.ensure_future(both.two(ASK))
+    await one
+    await asyncio.sleep(0.5)  # two is asking for itself now
+
+    await both.one(ASK)
+
+    assert (await two).predictions == ("a:m/1.0:x",)
+    assert now() == pytest.approx(2.5)
+
+
+@virtual_time
 async def test_a_refusal_is_answered_but_not_stored_and_the_good_beside_it_are() -> None:
     class Picky(FakeServer):
         async def predict(self, request: PredictionRequest) -> PredictionResult:

@@ -9,7 +9,7 @@ import pytest
 from application.pipeline import Pipeline
 from application.policies.caching import Caching
 from application.prediction_service import PredictionService
-from application.recall import Recall
+from application.recall import Pinned, Recall
 from domain.fingerprint import fingerprints
 from domain.fleet import ServedModel
 from domain.prediction import CacheControl, ModelRef, PredictionRequest, PredictionResult, ServerAddress
@@ -78,7 +78,7 @@ async def test_what_goes_on_to_the_pipeline_is_the_same_question() -> None:
     rest = asked.recall(request)
 
     assert isinstance(rest, PredictionRequest)
-    assert rest == request.to(ModelRef("m", "1.0")).identified(rest.fingerprints)
+    assert rest == Pinned.of(request, ModelRef("m", "1.0")).identified(rest.fingerprints)
     assert rest.fingerprints == fingerprints(request.to(ModelRef("m", "1.0")))
 
 
