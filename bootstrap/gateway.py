@@ -12,9 +12,10 @@ from typing import TYPE_CHECKING
 import httpx
 
 from application.catalogue import Catalogue
-from application.fleet import Fleet, Server
+from application.fleet import Fleet
 from application.health import Components, HealthService
 from application.prediction_service import PredictionService
+from application.server import Server
 from bootstrap.jobs import looked_after, open_shelf
 from bootstrap.pipeline import Surroundings, pipeline, policy_names
 from infrastructure import logs

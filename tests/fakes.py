@@ -6,7 +6,8 @@ import asyncio
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
 
-from application.fleet import Fleet, Server
+from application.fleet import Fleet
+from application.server import Server
 from domain.fleet import ServedModel
 from domain.ports import Cached
 from domain.prediction import PredictionRequest, PredictionResult

@@ -12,8 +12,9 @@ from domain.selection import power_of_two_choices
 if TYPE_CHECKING:
     from collections.abc import Callable, Sequence
 
-    from application.fleet import Fleet, Server
+    from application.fleet import Fleet
     from application.pipeline import Policy
+    from application.server import Server
     from domain.ports import Observer
     from domain.prediction import PredictionRequest
 

@@ -10,7 +10,7 @@ import httpx
 import pytest
 import uvicorn
 
-from application.fleet import Server
+from application.server import Server
 from bootstrap.gateway import Gateway, assemble, with_jobs
 from bootstrap.jobs import looked_after, open_shelf
 from bootstrap.settings import (

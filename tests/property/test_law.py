@@ -18,8 +18,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from application.batch import BROKEN
-from application.fleet import Server
 from application.prediction_service import LOOK_AGAIN
+from application.server import Server
 from bootstrap import pipeline
 from bootstrap.gateway import Models, assemble
 from bootstrap.settings import (

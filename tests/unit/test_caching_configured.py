@@ -6,7 +6,7 @@ import asyncio
 
 import pytest
 
-from application.fleet import Server
+from application.server import Server
 from bootstrap.gateway import Models, assemble
 from bootstrap.settings import CachingSettings, ModelSettings, Settings
 from domain.fleet import ServedModel

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 
-from application.fleet import Server
+from application.server import Server
 from bootstrap.gateway import Models, assemble
 from bootstrap.pipeline import policy_names
 from bootstrap.settings import HealthSettings, HttpSettings, ModelSettings, ServerSettings, Settings

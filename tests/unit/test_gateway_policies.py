@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING
 
 import pytest
 
-from application.fleet import Server
+from application.server import Server
 from bootstrap.gateway import Models, assemble
 from bootstrap.settings import AdmissionSettings, CachingSettings, ModelSettings, RedisSettings, Settings
 from domain.errors import Overloaded
