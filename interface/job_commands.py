@@ -112,7 +112,8 @@ def _line(job: dict[str, Any]) -> str:
     progress = job["progress"]
     counts = f"{progress['done']}+{progress['failed']}/{progress['total']}"
     reason = "" if job["error"] is None else f"{job['error']['title']}: {job['error']['detail']}"
-    one_line = " ".join(reason.split())
+    # What a model said must not command a terminal.
+    one_line = "".join(each if each.isprintable() else "?" for each in " ".join(reason.split()))
     return "\t".join(
         (job["id"], job["status"], job["created_at"], job["model_name"], counts, one_line)
     ).rstrip()

@@ -7,6 +7,7 @@ import sys
 from pathlib import Path
 
 import pytest
+import respx
 
 from interface.cli import main
 
@@ -62,3 +63,21 @@ def test_a_replay_that_does_not_say_which_jobs_is_refused_before_anything_is_ask
     status = main(["jobs", "--url", NOWHERE, "replay", *arguments])
 
     assert (status, capsys.readouterr().err) == (2, f"{advice}\n")
+
+
+@respx.mock
+def test_what_a_model_said_cannot_command_a_terminal(capsys: pytest.CaptureFixture[str]) -> None:
+    job = {
+        "id": "j",
+        "status": "failed",
+        "created_at": "2026-01-01T00:00:00Z",
+        "model_name": "m",
+        "progress": {"done": 0, "failed": 1, "total": 1},
+        "error": {"title": "Refused", "detail": "no\x1b]0;owned\x07 text,\nof two lines"},
+    }
+    respx.get(f"{NOWHERE}/jobs").respond(json={"jobs": [job], "next": None})
+
+    assert main(["jobs", "list", "--url", NOWHERE]) == 0
+
+    said = capsys.readouterr().out
+    assert said.endswith("\tRefused: no?]0;owned? text, of two lines\n")
