@@ -20,7 +20,7 @@ from bootstrap.jobs import looked_after, open_shelf
 from bootstrap.pipeline import Surroundings, pipeline, policy_names
 from infrastructure import logs
 from infrastructure.memory_cache import MemoryCache
-from infrastructure.prometheus import JobMetrics
+from infrastructure.prometheus import Metrics
 from infrastructure.redis_cache import RedisCache
 from infrastructure.redis_connection import RedisConnection
 from infrastructure.redis_leases import RedisLeases
@@ -44,7 +44,7 @@ if TYPE_CHECKING:
 class Models:
     """What answers requests. `server_urls` are the configured addresses, by server name.
 
-    `redis` is the one that remembers answers; None where this process does.
+    `shared_cache` is the Redis that remembers answers; None where this process does.
     """
 
     predictions: PredictionService
@@ -53,7 +53,7 @@ class Models:
     fleet: Fleet
     limits: HttpSettings
     server_urls: Mapping[str, str]
-    redis: Component | None
+    shared_cache: RedisCache | None
 
 
 @dataclass(frozen=True, slots=True)
@@ -104,19 +104,25 @@ async def _running(settings: Settings) -> AsyncIterator[Models]:
 
 def with_jobs(models: Models, shelf: Shelf, settings: Settings) -> Gateway:
     """The gateway whose jobs are on `shelf`; whoever makes it closes its `components`."""
-    components = Components(_components(models, shelf))
+    components, cache = Components(_components(models, shelf)), models.shared_cache
     return Gateway(
         **{each.name: getattr(models, each.name) for each in fields(models)},
         jobs=shelf.service(models.predictions),
         job_limits=settings.jobs,
         components=components,
-        metrics=JobMetrics(shelf.records.store, partial(components.condition, "queue"), time.time),
+        metrics=Metrics(
+            shelf.records.store,
+            partial(components.condition, "queue"),
+            time.time,
+            None if cache is None else lambda: cache.unanswered,
+        ),
     )
 
 
 def _components(models: Models, shelf: Shelf) -> dict[str, Component]:
     """By the names that `GET /health` has for them."""
-    return dict(shelf.components) if models.redis is None else {"cache": models.redis, **shelf.components}
+    cache = models.shared_cache
+    return dict(shelf.components) if cache is None else {"cache": cache, **shelf.components}
 
 
 def assemble(
@@ -124,7 +130,7 @@ def assemble(
     servers: Sequence[Server],
     cache: PredictionCache,
     leases: Leases | None = None,
-    redis: Component | None = None,
+    shared_cache: RedisCache | None = None,
 ) -> Models:
     """What answers requests for the models of `servers`, however these are reached."""
     fleet = Fleet(
@@ -143,14 +149,14 @@ def assemble(
         fleet=fleet,
         limits=settings.http,
         server_urls={name: str(each.url) for name, each in settings.servers.items()},
-        redis=redis,
+        shared_cache=shared_cache,
     )
 
 
 @asynccontextmanager
 async def _cache(
     settings: Settings,
-) -> AsyncIterator[tuple[PredictionCache, Leases | None, Component | None]]:
+) -> AsyncIterator[tuple[PredictionCache, Leases | None, RedisCache | None]]:
     """Where answers are remembered, and who may ask: in this process, or in the Redis that is configured."""
     chosen = settings.redis
     if chosen is None:
@@ -160,7 +166,8 @@ async def _cache(
     leases = RedisLeases(redis, ttl=chosen.lease)
     async with aclosing(redis), aclosing(leases):
         await redis.connect()  # or not: then its answers are missed until it is there
-        yield RedisCache(redis, max_value_bytes=chosen.max_value_bytes), leases, redis
+        cache = RedisCache(redis, max_value_bytes=chosen.max_value_bytes)
+        yield cache, leases, cache
 
 
 def _server(

@@ -1,11 +1,11 @@
-"""What Prometheus is told of jobs: how many wait, and for how long, to scale workers by; and what is dead."""
+"""What Prometheus is told: how many jobs wait, and for how long, to scale workers by; and what is amiss."""
 
 from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
 from prometheus_client import CollectorRegistry, generate_latest
-from prometheus_client.core import GaugeMetricFamily
+from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily, Metric
 
 from domain.errors import QueueUnavailable
 
@@ -15,15 +15,21 @@ if TYPE_CHECKING:
     from domain.ports import Backlog, Condition, JobStore
 
 
-class JobMetrics:
-    """The backlog of a store and the dead letters of a `queue`, read when asked for.
+class Metrics:
+    """The backlog of a store, and what a `queue` and a cache count, read when asked for.
 
-    `queue` says how it is, with its dead letters as `dead` where it has such. `clock` tells Unix time.
+    `queue` says how it is, with its dead letters as `dead` where it has such. `unanswered` counts look-ups
+    that a shared cache has not answered; None where there is none. `clock` tells Unix time.
     """
 
     def __init__(
-        self, store: JobStore, queue: Callable[[], Awaitable[Condition]], clock: Callable[[], float]
+        self,
+        store: JobStore,
+        queue: Callable[[], Awaitable[Condition]],
+        clock: Callable[[], float],
+        unanswered: Callable[[], int] | None = None,
     ) -> None:
+        self._unanswered = unanswered
         self._store = store
         self._queue = queue
         self._clock = clock
@@ -39,6 +45,12 @@ class JobMetrics:
         registry = CollectorRegistry(auto_describe=False)
         registry.register(_Collected(self._families(backlogs)))
         registry.register(_Collected(_queue(dict((await self._queue()).counts))))
+        if self._unanswered is not None:
+            misses = CounterMetricFamily(
+                "dispatcher_cache_unanswered", "Misses, as Redis did not answer in time."
+            )
+            misses.add_metric([], self._unanswered())
+            registry.register(_Collected([misses]))
         return generate_latest(registry)
 
     def _families(self, backlogs: dict[str, Backlog]) -> Iterable[GaugeMetricFamily]:
@@ -76,8 +88,8 @@ def _queue(counts: dict[str, int]) -> Iterable[GaugeMetricFamily]:
 
 
 class _Collected:
-    def __init__(self, families: Iterable[GaugeMetricFamily]) -> None:
+    def __init__(self, families: Iterable[Metric]) -> None:
         self._families = families
 
-    def collect(self) -> Iterable[GaugeMetricFamily]:
+    def collect(self) -> Iterable[Metric]:
         return self._families

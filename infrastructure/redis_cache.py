@@ -14,6 +14,7 @@ from domain.ports import Cached
 if TYPE_CHECKING:
     from collections.abc import Callable, Mapping, Sequence
 
+    from domain.ports import Condition
     from domain.prediction import Json
     from infrastructure.redis_connection import RedisConnection
 
@@ -30,6 +31,7 @@ class RedisCache:
     A value takes `max_value_bytes` at most, else it is not stored: the round trip it travels in keeps
     all others waiting. What the whole takes is Redis's to bound: every key expires, so set `maxmemory`
     and `maxmemory-policy volatile-lru` there. `clock` is the wall clock, which the processes share.
+    `unanswered` counts the look-ups that were misses because Redis did not answer in time.
     """
 
     def __init__(
@@ -45,10 +47,12 @@ class RedisCache:
         self._max_value_bytes = max_value_bytes
         self._max_json_bytes = LARGEST_JSON * max_value_bytes
         self._clock = clock
+        self.unanswered = 0
 
     async def get(self, fingerprints: Sequence[bytes]) -> Sequence[Cached | None]:
         values = await self._redis.read([self._prefix + each for each in fingerprints])
         if values is None:
+            self.unanswered += 1
             return [None] * len(fingerprints)
         now = self._clock()
         return [None if value is None else self._decode(value, now) for value in values]
@@ -66,6 +70,10 @@ class RedisCache:
         ]
         sent = self._redis.post(commands) if commands else True
         return sent and len(commands) == len(encoded)
+
+    async def condition(self) -> Condition:
+        """As Component.condition."""
+        return await self._redis.condition()
 
     def _encode(self, prediction: Json, expires: float) -> bytes | None:
         """None at what is too large, or what JSON cannot say."""

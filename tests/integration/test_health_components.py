@@ -18,7 +18,7 @@ from bootstrap.gateway import build
 from bootstrap.settings import JobsSettings, RedisSettings, ServerSettings, Settings
 from infrastructure.celery_messages import BULK, DEAD
 from infrastructure.celery_queue import CeleryQueue
-from infrastructure.prometheus import JobMetrics
+from infrastructure.prometheus import Metrics
 from infrastructure.redis_connection import SLOW, RedisConnection
 from infrastructure.redis_jobs import RedisJobs
 from infrastructure.sqlite_jobs import SqliteJobs
@@ -115,7 +115,7 @@ async def test_messages_that_wait_and_those_that_are_dead_are_counted(
     async with watched(queue) as components:
         counted = OK | {"bulk": 3, "dead": 2}
         await told(components, 5, lambda found: found.counts == counted)  # quorum queues tell a little late
-        metrics = await JobMetrics(FakeJobStore(), lambda: components.condition("it"), time.time)()
+        metrics = await Metrics(FakeJobStore(), lambda: components.condition("it"), time.time)()
 
     families = {each.name: each for each in text_string_to_metric_families(metrics.decode())}
     (sample,) = families["dispatcher_dead_letters"].samples
@@ -141,7 +141,7 @@ async def test_a_rabbitmq_that_is_killed_is_told_and_so_is_that_it_came_back(
 async def test_dead_letters_are_not_told_while_rabbitmq_does_not_tell() -> None:
     queue = CeleryQueue("amqp://guest:guest@127.0.0.1:1/")
     async with aclosing(queue):
-        metrics = await JobMetrics(FakeJobStore(), queue.condition, time.time)()
+        metrics = await Metrics(FakeJobStore(), queue.condition, time.time)()
 
     assert b"dispatcher_jobs_up 1.0" in metrics
     assert b"dead_letters" not in metrics
@@ -288,6 +288,7 @@ async def test_a_gateway_whose_cache_is_down_says_so_and_nothing_else_changes(
     settings = settings_for(own_redis, JobsSettings(path=tmp_path / "jobs.sqlite"), monkeypatch)
     async with gateway(settings) as client:
         before = (await client.get("/health")).json()
+        assert "dispatcher_cache_unanswered_total 0.0" in (await client.get("/metrics")).text
         await asyncio.to_thread(own_redis.kill)
         async with asyncio.timeout(5):
             while (after := (await client.get("/health")).json()) == before:  # noqa: ASYNC110  (of another process)

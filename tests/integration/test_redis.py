@@ -201,6 +201,7 @@ async def test_a_redis_that_is_down_from_the_start_is_lost_once_and_found_later(
     async with connected(own_redis.url, heard) as connection:
         cache = RedisCache(connection)
         assert (await cache.get((key(),)), await cache.put({key(): 1}, 60.0)) == ([None], False)
+        assert cache.unanswered == 1
         await eventually(lambda: heard, "the loss")
         await asyncio.sleep(0.4)  # two more attempts
         own_redis.start()
@@ -208,6 +209,7 @@ async def test_a_redis_that_is_down_from_the_start_is_lost_once_and_found_later(
 
         assert await cache.put({key(): 1}, 60.0)
         assert await value(cache) == 1
+        assert cache.unanswered == 1
     assert heard == [CacheLost("Redis cannot be reached, or closed the connection."), CacheFound()]
 
 
