@@ -116,7 +116,7 @@ async def test_a_broker_killed_in_mid_stream_loses_nothing_and_is_found_again_at
     await until(lambda: confirmed <= set(workers.done()))
 
     assert found_after < 3
-    said = workers.started[0].last_words()
+    said = workers.started[0].log.read_text()
     assert 0 < said.find("queue lost") < said.find("queue found")
     assert len(workers.done()) - len(set(workers.done())) <= 16 + in_flight
 
