@@ -22,7 +22,7 @@ MAR_SOURCES := $(wildcard $(TEXT_CLASSIFICATION)/*.py) \
 
 .DEFAULT_GOAL := help
 .DELETE_ON_ERROR:
-.PHONY: help run test check bench chaos chaos-short train measure archive clean torchserve
+.PHONY: help run test lint check bench chaos chaos-short train measure archive clean torchserve
 
 help: ## list what can be done
 	@sed -n 's/^\([a-z-]*\):.*## /  make \1|/p' $(MAKEFILE_LIST) | awk -F'|' '{ printf "%-14s %s\n", $$1, $$2 }'
@@ -34,11 +34,13 @@ test: .venv/dev.stamp .venv-torchserve/dev.stamp $(MAR) ## all tests, against re
 	$(BIN)/python -m pytest --ignore=tests/model
 	$(TORCHSERVE_PYTHON) -m pytest tests/model
 
-check: .venv/dev.stamp ## format, lint, types, import contracts, unit and property tests
+lint: .venv/dev.stamp ## format, lint, types, import contracts
 	$(BIN)/ruff format --check .
 	$(BIN)/ruff check .
 	$(BIN)/mypy
 	$(BIN)/lint-imports
+
+check: lint ## the same, and unit and property tests
 	$(BIN)/python -m pytest -q tests/unit tests/property
 
 bench: .venv/bench.stamp torchserve $(MAR) ## the benchmarks, written to docs/benchmarks.md; OPTIONS=--quick
