@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 import json
 import time
-from contextlib import asynccontextmanager
+from contextlib import aclosing, asynccontextmanager
 from typing import TYPE_CHECKING, Any
 
 import aio_pika
@@ -167,8 +167,10 @@ async def test_a_dead_letter_is_kept_while_there_is_nowhere_to_put_it(
     await queue.publish([Chunk("a", 0)], bulk=True)
     await (await take(channel, BULK)).reject(requeue=False)
 
+    async with aclosing(CeleryQueue(rabbitmq.url)) as newcomer:
+        await newcomer.publish([Chunk("b", 0)], bulk=False)  # which declares what is missing
     await asyncio.to_thread(rabbitmq.restart)  # else it tries again after three minutes
-    await until_published(queue)  # which declares what is missing
+    await until_published(queue)
 
     async with open_channel(rabbitmq.url) as another:
         assert chunks_in(await take(another, DEAD)) == [["a", 0]]
