@@ -81,8 +81,8 @@ REASONS: dict[str, str] = {
         "Caching a miss and coalescing cost the most (the table of policies): a task that outlives "
         "its caller, fingerprint, JSON for the cache. The rest is spread over about 150 Python calls. "
         "With batches it is less, as the call to the model is shared. This machine's neighbours weigh "
-        "more on Python than on nginx: a run of the same day gave 5.78, and that code and this one, asked "
-        "in turns in one run, cost the same (186 and 189 µs, 7 rounds)."
+        "more on Python than on nginx: a run at noon gave 5.78, and the code of three hours before this run "
+        "and this one's, asked in turns in one run, cost the same (186 and 189 µs, 7 rounds)."
     ),
     "latency added over direct at 1 caller (p50)": (
         "The load and the stub share a core and the gateway has the other: four wakings across cores, "
