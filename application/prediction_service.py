@@ -15,14 +15,13 @@ from domain.errors import (
     NoServerAvailable,
     VersionNotFound,
 )
-from domain.prediction import ANY_SERVER, ModelRef, PredictionRequest, Refusal
+from domain.prediction import ANY_SERVER, ModelRef, PredictionRequest, PredictionResult, Refusal
 
 if TYPE_CHECKING:
     from collections.abc import Awaitable, Callable
 
     from application.fleet import Fleet
     from application.pipeline import Pipeline
-    from domain.prediction import PredictionResult
 
 UNKNOWN = (ModelNotFound, VersionNotFound, NoServerAvailable)
 PATIENCE = 0.5  # seconds that a caller waits for servers to say what they serve
@@ -59,16 +58,17 @@ class PredictionService:
         """
         if request.server is not ANY_SERVER:
             self._check_address(request)
-        asked = named(request)
         try:
-            model = self._fleet.resolve(asked, request.server)
+            known = isinstance(request, Pinned)
+            model = request.model if known else self._fleet.resolve(request.model, request.server)
         except UNKNOWN:
-            model = await self._look(asked, request)
+            model = await self._look(request.model, request)
         try:
             return await self._ask(model, request)
         except (VersionNotFound, NoServerAvailable) as error:
             if isinstance(error, VersionNotFound):
                 self._pipelines.pop(model, None)  # gone, or never there: callers name what they like
+            asked = named(request)
             other = await self._look(asked, request) if asked.version is None else model
             if other == model:
                 raise
@@ -100,7 +100,10 @@ class PredictionService:
         recall = self._pipeline(model).recall
         if recall is None:
             return request
-        return recall(Pinned.of(request, model) if asked.version is None else request.to(model))
+        found = recall(request, model)
+        if isinstance(found, PredictionResult):
+            return found
+        return Pinned.of(request, model, found) if asked.version is None else request.to(model, found)
 
     async def remembered(self, request: PredictionRequest) -> PredictionResult | None:
         """As `recall`, but looks into a cache that is elsewhere, too; None where a model has to be asked."""

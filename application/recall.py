@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
-from domain.fingerprint import fingerprints
+from domain.fingerprint import fingerprints, fingerprints_for
 from domain.prediction import CacheUse, ModelRef, PredictionRequest, PredictionResult
 
 if TYPE_CHECKING:
@@ -19,7 +19,7 @@ class Pinned(PredictionRequest):
     __slots__ = ()
 
     @classmethod
-    def of(cls, request: PredictionRequest, model: ModelRef) -> Pinned:
+    def of(cls, request: PredictionRequest, model: ModelRef, fingerprints: tuple[bytes, ...] = ()) -> Pinned:
         """The same request, for which `model` stands now."""
         return cls(
             model,
@@ -30,6 +30,7 @@ class Pinned(PredictionRequest):
             request.partition,
             request.cache,
             request.bulk,
+            fingerprints,
         )
 
 
@@ -47,13 +48,13 @@ class Recall:
     def __init__(self, memory: Memory) -> None:
         self._memory = memory
 
-    def __call__(self, request: PredictionRequest) -> PredictionResult | PredictionRequest:
-        """The answer, or the request as it goes on; the version of `request.model` is resolved."""
+    def __call__(self, request: PredictionRequest, model: ModelRef) -> PredictionResult | tuple[bytes, ...]:
+        """The answer of `model`, which has a version; else the request's fingerprints, if anybody looked."""
         if not request.cache.read:
-            return request
-        keys = fingerprints(request)
+            return ()
+        keys = fingerprints_for(model, request)
         known = self._memory.peek(keys)
-        return request.identified(keys) if None in known else remembered(request, known)
+        return keys if None in known else remembered(model, known)
 
 
 class Lookup:
@@ -67,13 +68,13 @@ class Lookup:
         if not request.cache.read:
             return None
         known = await self._cache.get(fingerprints(request))
-        return None if None in known else remembered(request, known)
+        return None if None in known else remembered(request.model, known)
 
 
-def remembered(request: PredictionRequest, known: Sequence[Cached | None]) -> PredictionResult:
-    """The answer where all instances are `known`."""
+def remembered(model: ModelRef, known: Sequence[Cached | None]) -> PredictionResult:
+    """The answer of `model` where all instances are `known`."""
     if len(known) == 1 and known[0] is not None:  # as a rule
-        return PredictionResult(request.model, (known[0].prediction,), 0.0, CacheUse(1, 1, known[0].ttl))
+        return PredictionResult(model, (known[0].prediction,), 0.0, CacheUse(1, 1, known[0].ttl))
     found = [each for each in known if each is not None]
     use = CacheUse(len(found), len(found), min([each.ttl for each in found]))
-    return PredictionResult(request.model, tuple([each.prediction for each in found]), 0.0, use)
+    return PredictionResult(model, tuple([each.prediction for each in found]), 0.0, use)

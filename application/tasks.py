@@ -12,11 +12,17 @@ if TYPE_CHECKING:
 T = TypeVar("T")
 
 
-def start(coroutine: Coroutine[Any, Any, T]) -> asyncio.Task[T]:
-    """A task that runs `coroutine`; its owner awaits or cancels it.
+if sys.version_info >= (3, 12):
 
-    From Python 3.12 on it runs up to its first wait before this returns, which saves a turn of the loop.
-    """
-    if sys.version_info >= (3, 12):
+    def start(coroutine: Coroutine[Any, Any, T]) -> asyncio.Task[T]:
+        """A task that runs `coroutine`; its owner awaits or cancels it.
+
+        It runs up to its first wait before this returns, which saves a turn of the loop.
+        """
         return asyncio.Task(coroutine, loop=asyncio.get_running_loop(), eager_start=True)
-    return asyncio.get_running_loop().create_task(coroutine)
+
+else:
+
+    def start(coroutine: Coroutine[Any, Any, T]) -> asyncio.Task[T]:
+        """A task that runs `coroutine`; its owner awaits or cancels it."""
+        return asyncio.get_running_loop().create_task(coroutine)

@@ -6,7 +6,7 @@ import asyncio
 import time
 from contextlib import AsyncExitStack, aclosing, asynccontextmanager
 from dataclasses import dataclass, fields
-from functools import partial
+from functools import lru_cache, partial
 from typing import TYPE_CHECKING
 
 import httpx
@@ -182,7 +182,7 @@ def _server(
     keys = KeyFile(server.key_file, http=http, management=management_url) if server.key_file else None
     channel = Channel(url)
     stack.push_async_callback(channel.aclose)
-    client = TorchServeClient(channel, keys=keys, payload=settings.payload)
+    client = TorchServeClient(channel, keys=keys, payload=lru_cache(256)(settings.payload))
     seconds = settings.health.probe_timeout
     probe: ServerProbe
     if management_url is None:

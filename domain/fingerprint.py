@@ -8,7 +8,7 @@ from hashlib import blake2b
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
-    from domain.prediction import Json, PredictionRequest
+    from domain.prediction import Json, ModelRef, PredictionRequest
 
 SIZE = 16  # bytes: two of 2**53 questions share a fingerprint with a probability below 10**-6
 
@@ -20,9 +20,12 @@ def fingerprints(request: PredictionRequest) -> tuple[bytes, ...]:
 
     The order of an object's keys does not matter; 1, 1.0, true and "1" are different questions.
     """
-    if request.fingerprints:
-        return request.fingerprints
-    question = _question(request.partition, request.model.name, request.model.version)
+    return request.fingerprints or fingerprints_for(request.model, request)
+
+
+def fingerprints_for(model: ModelRef, request: PredictionRequest) -> tuple[bytes, ...]:
+    """The same, were the request to `model`."""
+    question = _question(request.partition, model.name, model.version)
     if request.parameters:
         question = _continued(question, request.parameters)  # an object: it ends where the instance begins
     return tuple([_continued(question, instance).digest() for instance in request.instances])

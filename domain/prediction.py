@@ -69,13 +69,9 @@ class PredictionRequest:
     bulk: Final[bool] = False
     fingerprints: Final[tuple[bytes, ...]] = ()
 
-    def to(self, model: ModelRef) -> PredictionRequest:
+    def to(self, model: ModelRef, fingerprints: tuple[bytes, ...] = ()) -> PredictionRequest:
         """The same request to another model, or to one of its versions: a question of other fingerprints."""
-        return self._with(model, self.instances, self.deadline, ())
-
-    def identified(self, fingerprints: tuple[bytes, ...]) -> PredictionRequest:
-        """The same request with the fingerprints of its instances."""
-        return self._with(self.model, self.instances, self.deadline, fingerprints)
+        return self._with(model, self.instances, self.deadline, fingerprints)
 
     def until(self, deadline: float) -> PredictionRequest:
         """The same request with this deadline."""

@@ -38,8 +38,10 @@ class PeakEwma:
 
     def observe(self, seconds: float, now: float) -> None:
         """Take in one answer, or failure, that took `seconds`."""
-        keep = self._faded(now)
-        self.latency = max(seconds, keep * self.latency + (1 - keep) * seconds)
+        if seconds >= self.latency:
+            self.latency = seconds
+        else:
+            self.latency = seconds + self._faded(now) * (self.latency - seconds)
         self.measured_at = now
 
     def _faded(self, now: float) -> float:

@@ -67,8 +67,10 @@ class MemoryCache:
         if ttl <= 0:
             return False
         expires = self._clock() + ttl
-        stored = [self._put(fingerprint, each, expires) for fingerprint, each in predictions.items()]
-        return all(stored)
+        stored = True
+        for fingerprint, each in predictions.items():
+            stored = self._put(fingerprint, each, expires) and stored
+        return stored
 
     def _put(self, fingerprint: bytes, prediction: Json, expires: float) -> bool:
         if fingerprint in self._entries:
@@ -91,8 +93,14 @@ class MemoryCache:
     def _make_room(self, size: int) -> None:
         now = self._clock()
         while self._size + size > self._max_bytes:
-            oldest = list(islice(self._entries.items(), EXAMINED))
-            self._drop(next((key for key, (expires, _) in oldest if expires <= now), oldest[0][0]))
+            self._drop(self._victim(now))
+
+    def _victim(self, now: float) -> bytes:
+        entries = self._entries
+        for fingerprint in islice(entries, EXAMINED):
+            if entries[fingerprint][0] <= now:
+                return fingerprint
+        return next(iter(entries))
 
     def _drop(self, fingerprint: bytes) -> None:
         entry = self._entries.pop(fingerprint, None)

@@ -115,20 +115,23 @@ class Admission:
             if request.deadline is not None and self._is_late(0.0, weight, request.deadline - begun):
                 raise self._shed(request, 0.0, begun)
             self._enter(weight, begun)
+        answered: int | None = None  # which says nothing
         try:
             result = await self._inner(request)
+            answered = weight
         except DROPS:
-            self._ended(begun, clock(), 0)
+            answered = 0
             raise
         except asyncio.CancelledError:
             if request.deadline is not None and clock() >= request.deadline - EARLY:
-                self._ended(begun, clock(), 0)
+                answered = 0
             raise
-        else:
-            self._ended(begun, clock(), weight)
-            return result
         finally:
-            self._leave(weight, clock())
+            now = clock()
+            if answered is not None:
+                self._ended(begun, now, answered)
+            self._leave(weight, now)
+        return result
 
     def _fits(self, weight: int) -> bool:
         return not self.in_flight or self.in_flight + weight <= self._limit.limit

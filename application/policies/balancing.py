@@ -49,27 +49,17 @@ class Balancing:
         ready = self._fleet.ready(request.model, request.server)
         if not ready:
             raise NoServerAvailable(self._fleet.why_not(request.model, request.server))
-        server = self._choose(ready)
-        try:
-            return await self._send(server, request)
-        except (ModelNotFound, VersionNotFound):
-            self._fleet.gone(server, request.model)  # removed since it was asked what it serves
-            if not self._fleet.ready(request.model, request.server):
-                raise
-        return await self(request)
-
-    def _choose(self, ready: Sequence[Server]) -> Server:
-        if len(ready) == 1:
-            return ready[0]
-        now = self._clock()
-        return power_of_two_choices(ready, lambda each: each.load.load(now), self._pick)
-
-    async def _send(self, server: Server, request: PredictionRequest) -> PredictionResult:
         begun = self._clock()
+        server = ready[0] if len(ready) == 1 else self._choose(ready, begun)
         least = 0.0
         server.load.in_flight += 1
         try:
             result = await self._attempts[server.name](request)
+        except (ModelNotFound, VersionNotFound):
+            self._fleet.gone(server, request.model)  # removed since it was asked what it serves
+            if not self._fleet.ready(request.model, request.server):
+                raise
+            result = None
         except ServerError as error:
             least = FAILED
             self._observe(AttemptFailed(server.name, request.model, str(error)))
@@ -80,5 +70,10 @@ class Balancing:
             now = self._clock()
             server.load.in_flight -= 1
             server.load.observe(max(now - begun, least), now)
+        if result is None:
+            return await self(request)
         server.answered.add(request.model)
         return PredictionResult(result.model, result.predictions, now - begun)
+
+    def _choose(self, ready: Sequence[Server], now: float) -> Server:
+        return power_of_two_choices(ready, lambda each: each.load.load(now), self._pick)

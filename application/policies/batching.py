@@ -80,8 +80,15 @@ class Batching:
         if self._queues or not self._free() or not self._fits(request.instances):
             return await self._wait(request, now)
         self._in_flight += 1
+        self._observe(self._sent_alone(request))
         try:
-            return await self._alone(request, now)
+            try:
+                return await self._inner(request)
+            except CONTENT as error:
+                if len(request.instances) == 1:
+                    raise
+                cause = error
+            return await self._apart(request, now, cause)
         finally:
             self._in_flight -= 1
             self._start()
@@ -102,14 +109,7 @@ class Batching:
 
     # --- a request that meets nobody, in its caller's own task
 
-    async def _alone(self, request: PredictionRequest, now: float) -> PredictionResult:
-        self._observe(self._sent_alone(request))
-        try:
-            return await self._inner(request)
-        except CONTENT as error:
-            if len(request.instances) == 1:
-                raise
-            cause = error
+    async def _apart(self, request: PredictionRequest, now: float, cause: DispatchError) -> PredictionResult:
         caller = Caller.of(request, 0, now)
         members = caller.waiting([0] * len(request.instances))
         await self._bisect(Batch(members), members, cause)

@@ -33,13 +33,18 @@ class Caching:
         if request.cache.read:
             known = await self._cache.get(keys)
         if None not in known:
-            return remembered(request, known)
+            return remembered(request.model, known)
         missing = {keys[i]: i for i, each in enumerate(known) if each is None}
         # As a rule none is known and none comes twice, and then the request goes on as it is.
         same = len(missing) == len(request.fingerprints)
         result = await self._inner(request if same else request.only(missing.values(), keys))
         new = dict(zip(missing, result.predictions, strict=True))
-        stays = await self._remember(request, new, result.cache)
+        stays: float | None = None  # seconds, where the cache now has all of them
+        if request.cache.store:
+            if result.cache is not None and result.cache.stored:
+                stays = result.cache.ttl  # who was asked has put it there
+            elif await self._remember(new):
+                stays = self._ttl
         predictions, hits, ttl = result.predictions, 0, stays
         if not same:
             found = [each.ttl for each in known if each is not None]
@@ -50,14 +55,8 @@ class Caching:
         use = CacheUse(hits, len(keys), ttl, stays is not None, not request.cache.read)
         return PredictionResult(result.model, predictions, result.server_seconds, use, result.collapsed)
 
-    async def _remember(
-        self, request: PredictionRequest, new: Mapping[bytes, Prediction], use: CacheUse | None
-    ) -> float | None:
-        """For how many seconds the cache now has all of `new`; None where it lacks some."""
-        if not request.cache.store:
-            return None
-        if use is not None and use.stored:
-            return use.ttl  # who was asked has put it there
+    async def _remember(self, new: Mapping[bytes, Prediction]) -> bool:
+        """Whether the cache now has all of `new`."""
         good = {key: each for key, each in new.items() if not isinstance(each, Refusal)}
         stored = bool(good) and await self._cache.put(good, self._ttl)
-        return self._ttl if stored and len(good) == len(new) else None
+        return stored and len(good) == len(new)

@@ -15,7 +15,7 @@ from domain.errors import (
 )
 from domain.prediction import PredictionResult, Refusal
 from infrastructure.torchserve import wire
-from infrastructure.torchserve.endpoint import asked, segment
+from infrastructure.torchserve.endpoint import asked_again, segment
 from infrastructure.torchserve.failures import failure
 from infrastructure.torchserve.fan_out import fan_out
 
@@ -57,14 +57,13 @@ class TorchServeClient:
         self._payload = payload
 
     async def __call__(self, request: PredictionRequest) -> PredictionResult:
-        path = prediction_path(request.model)
-        ask = self._one_by_one if self._payload(request.model.name) == "body" else self._together
-        return PredictionResult(request.model, await ask(path, request))
-
-    async def _together(self, path: str, request: PredictionRequest) -> tuple[Prediction, ...]:
-        answer = await self._ask(path, wire.together(request), request.model)
+        model = request.model
+        path = prediction_path(model)
+        if self._payload(model.name) == "body":
+            return PredictionResult(model, await self._one_by_one(path, request))
+        answer = await self._ask(path, wire.together(request), model)
         try:
-            return wire.predictions(answer.body, len(request.instances))
+            return PredictionResult(model, wire.predictions(answer.body, len(request.instances)))
         except ValueError as error:
             raise _nonsense() from error
 
@@ -89,7 +88,11 @@ class TorchServeClient:
             raise _nonsense() from error
 
     async def _ask(self, path: str, content: bytes, model: ModelRef) -> Answer:
-        answer = await asked(partial(self._channel.post, path, content), self._keys, "inference")
+        key = None if self._keys is None else await self._keys.key("inference")
+        answer = await self._channel.post(path, content, key)
+        if answer.refuses_key:
+            send = partial(self._channel.post, path, content)
+            answer = await asked_again(send, self._keys, "inference", refused=key)
         if answer.status != OK:
             raise failure(answer, model)
         return answer

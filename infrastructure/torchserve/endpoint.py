@@ -50,7 +50,10 @@ class Endpoint:
 
         Raises ServerUnreachable, ServerTimeout, ServerFault.
         """
-        return await asked(partial(self._exchange, method, path), self._keys, self._kind)
+        send = partial(self._exchange, method, path)
+        key = None if self._keys is None else await self._keys.key(self._kind)
+        answer = await send(key)
+        return await asked_again(send, self._keys, self._kind, refused=key) if answer.refuses_key else answer
 
     async def _exchange(self, method: str, path: str, key: str | None) -> Answer:
         request = question(self._http, method, self._url + path, key)
@@ -59,24 +62,22 @@ class Endpoint:
         )
 
 
-async def asked(send: Callable[[str | None], Awaitable[Answer]], keys: KeyFile | None, kind: Kind) -> Answer:
-    """The answer that `send` gets with a key of `keys`, of any status but a refused key.
+async def asked_again(
+    send: Callable[[str | None], Awaitable[Answer]], keys: KeyFile | None, kind: Kind, *, refused: str | None
+) -> Answer:
+    """The answer that `send` gets with another key of `keys` than the one that was `refused`.
 
-    Where the key is refused, the question is sent again with another: twice at most, as a second gateway
-    process may renew it at the same moment, which ends the life of the key this one has just got.
+    Twice at most, as a second gateway process may renew it at the same moment, which ends the life of the
+    key this one has just got.
 
     Raises ServerFault where every key is refused, and what `send` and the renewal raise.
     """
-    key = await keys.key(kind) if keys else None
-    answer = await send(key)
     for _ in range(RENEWALS):
+        refused = await _other_than(refused, keys, kind)
+        answer = await send(refused)
         if not answer.refuses_key:
             return answer
-        key = await _other_than(key, keys, kind)
-        answer = await send(key)
-    if answer.refuses_key:
-        raise ServerFault(KEY_REFUSED)
-    return answer
+    raise ServerFault(KEY_REFUSED)
 
 
 async def _other_than(refused: str | None, keys: KeyFile | None, kind: Kind) -> str:

@@ -61,21 +61,22 @@ def predictions(body: bytes, expected: int) -> tuple[Prediction, ...]:
     Raises ValueError unless there are `expected` of them, in strict JSON.
     """
     value = decode(body)
-    found = value.get("predictions") if isinstance(value, Mapping) else value
+    found = value.get("predictions") if isinstance(value, dict) else value
     if not isinstance(found, list):
         raise ValueError("neither a list nor an object with a list of predictions")  # noqa: TRY004  the answer is wrong, not a caller's type
     if len(found) != expected:
         raise ValueError(f"{len(found)} predictions for {expected} instances")
-    return tuple(prediction(each) for each in found)
+    return tuple([prediction(each) for each in found])
 
 
 def prediction(value: Json) -> Prediction:
     """`value`, or the Refusal it is: exactly `{"error": {"code": 400 to 499, "message": "…"}}`."""
-    match value:
-        case {"error": {"code": int(code), "message": str(message), **more_inside}, **more} if (
-            400 <= code <= 499 and not more_inside and not more  # noqa: PLR2004
-        ):
-            return Refusal(code, shortened(message))
+    if isinstance(value, dict) and "error" in value:
+        match value:
+            case {"error": {"code": int(code), "message": str(message), **more_inside}, **more} if (
+                400 <= code <= 499 and not more_inside and not more  # noqa: PLR2004
+            ):
+                return Refusal(code, shortened(message))
     return value
 
 

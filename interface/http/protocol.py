@@ -18,10 +18,11 @@ if TYPE_CHECKING:
     import asyncio
     from collections.abc import Mapping, Sized
 
+    from interface.http.preferences import Headers
     from interface.http.short_way import Endpoint
 
 POST = HTTPMethod.POST.value.encode()
-NOTABLE = {b"content-length", b"host", b"transfer-encoding", b"content-encoding", b"expect", b"upgrade"}
+EXTRAORDINARY = {b"transfer-encoding", b"content-encoding", b"expect", b"upgrade"}
 MOST_HEAD_BYTES = 65_536  # from a request's first byte to the end of its headers; as much as uvicorn's h11
 HEAD_PATIENCE = 60.0  # seconds in which it has to be there; nginx's client_header_timeout
 PIECE = 16_384  # bytes that are parsed at a time, before a look at what became of them
@@ -72,8 +73,8 @@ class GatewayProtocol(HttpToolsProtocol):
     def on_headers_complete(self) -> None:
         self._head = None
         endpoint = ENDPOINTS.get(self.url)
-        if endpoint is not None and self._is_ordinary():
-            self._short = ShortCycle(self, endpoint)
+        if endpoint is not None and self._is_ordinary(headers := dict(self.headers)):
+            self._short = ShortCycle(self, endpoint, headers)
             self.cycle = self._short  # type: ignore[assignment]  # it has what uvicorn uses of one
             return
         version = self.parser.get_http_version()
@@ -102,7 +103,8 @@ class GatewayProtocol(HttpToolsProtocol):
             cycle.body += body
             if len(cycle.body) > HIGH_WATER_LIMIT:
                 self.flow.pause_reading()
-            cycle.message_event.set()
+            if cycle is not self._short:  # type: ignore[comparison-overlap]  # which waits for the whole
+                cycle.message_event.set()
 
     def on_message_complete(self) -> None:
         """What uvicorn does, and for a request that was answered early too: nothing more of it will come."""
@@ -210,22 +212,15 @@ class GatewayProtocol(HttpToolsProtocol):
         else:
             lingering.close(self.transport, self.cycle)
 
-    def _is_ordinary(self) -> bool:
+    def _is_ordinary(self, headers: Headers) -> bool:
         """Whether nothing about this request needs more than its headers and a small body."""
         if self.cycle is not None and not self.cycle.response_complete:
             return False  # pipelined: uvicorn keeps them in order
-        length = b""
-        hosts = 0
-        for name, value in self.headers:
-            if name in NOTABLE:
-                if name == b"content-length":
-                    length = value
-                elif name == b"host":
-                    hosts += 1
-                else:
-                    return False
+        length = headers.get(b"content-length", b"")
         return (
-            hosts == 1
+            len(headers) == len(self.headers)  # no name comes twice
+            and b"host" in headers
+            and EXTRAORDINARY.isdisjoint(headers)
             and length.isdigit()
             and int(length) <= min(HIGH_WATER_LIMIT, self.app_state["gateway"].limits.max_body_bytes)
             and self.parser.get_method() == POST

@@ -37,7 +37,7 @@ class ShortCycle:
 
     response_started = False  # it is written as a whole
 
-    def __init__(self, protocol: GatewayProtocol, endpoint: Endpoint) -> None:
+    def __init__(self, protocol: GatewayProtocol, endpoint: Endpoint, headers: Headers) -> None:
         self.body = bytearray()
         self.more_body = True
         self.disconnected = False
@@ -45,10 +45,10 @@ class ShortCycle:
         self.keep_alive = protocol.parser.should_keep_alive()
         self._protocol = protocol
         self._endpoint = endpoint
-        self._headers = preferences.by_name(protocol.headers)
+        self._headers = headers
         self._gateway: Gateway = protocol.app_state["gateway"]
         client = protocol.client and protocol.client[0]
-        given = self._headers.get(b"x-request-id")
+        given = headers.get(b"x-request-id")
         self._exchange = Exchange("POST", protocol.url.decode(), client, request_id(given))
         self._answered = False  # which is written at the end of the turn
         self._task: asyncio.Task[None] | None = None
@@ -101,7 +101,12 @@ class ShortCycle:
     async def _answer(self, found: Answer | Coroutine[None, None, Answer]) -> None:
         """Send what is found, but not before the caller has read enough of the answers before."""
         try:
-            answer = found if isinstance(found, Answer) else await self._awaited(found)
+            try:
+                answer = found if isinstance(found, Answer) else await found
+            except DispatchError as error:
+                answer = self._exchange.refusal(error)
+            except Exception:  # noqa: BLE001  (the last resort, which logs it)
+                answer = self._exchange.failed()
             if self._protocol.flow.write_paused:
                 await self._protocol.flow.drain()
         except asyncio.CancelledError:
@@ -109,14 +114,6 @@ class ShortCycle:
             self._protocol.transport.close()  # if the caller is still there: nothing else will come
             raise
         self._send(answer)
-
-    async def _awaited(self, work: Coroutine[None, None, Answer]) -> Answer:
-        try:
-            return await work
-        except DispatchError as error:
-            return self._exchange.refusal(error)
-        except Exception:  # noqa: BLE001  (the last resort, which logs it)
-            return self._exchange.failed()
 
     def _send(self, answer: Answer) -> None:
         """Write the answer at the end of this turn of the loop, behind all others of the turn.

@@ -92,7 +92,7 @@ async def test_a_request_whose_fingerprints_are_known_is_answered_alike(instance
     await predict(ASK)
     request = replace(ASK, instances=instances)
 
-    result = await predict(request.identified(fingerprints(request)))
+    result = await predict(request.to(request.model, fingerprints(request)))
 
     assert result.predictions == tuple(f"a:m/1.0:{each}" for each in instances)
     assert server.asked[1].instances == tuple(dict.fromkeys(each for each in instances if each != "x"))

@@ -78,8 +78,8 @@ async def test_what_goes_on_to_the_pipeline_is_the_same_question() -> None:
     rest = asked.recall(request)
 
     assert isinstance(rest, PredictionRequest)
-    assert rest == Pinned.of(request, ModelRef("m", "1.0")).identified(rest.fingerprints)
-    assert rest.fingerprints == fingerprints(request.to(ModelRef("m", "1.0")))
+    resolved = ModelRef("m", "1.0")
+    assert rest == Pinned.of(request, resolved, fingerprints(request.to(resolved)))
 
 
 @virtual_time
