@@ -40,10 +40,10 @@ def policies(**settings: str) -> str:
 OF_ONE = "{ max_size = 1 }"  # what batching costs by itself, before a stub that answers one prediction
 NO_POLICY = policies()
 ALL = policies(caching="true", coalescing="true", admission="true", batching="true")
-# A model that pads its batches is told what they cost; dispatcher.toml has the same for it.
-PADS = "{ max_cost = 2500 }"
+# Texts of about one length are cheapest together; dispatcher.toml has the same for it.
+LIKE_WITH_LIKE = "{ max_cost = 2500 }"
 OF_MODEL = {
-    "sentiment": policies(caching="true", coalescing="true", admission="true", batching=PADS),
+    "sentiment": policies(caching="true", coalescing="true", admission="true", batching=LIKE_WITH_LIKE),
     "light": ALL,
 }
 ALL_SINGLE = policies(caching="true", coalescing="true", admission="true", batching=OF_ONE)

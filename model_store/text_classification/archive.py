@@ -25,7 +25,7 @@ from bert import covers
 from classifier import WEIGHTS, Classifier, labels_of
 
 HERE = Path(__file__).resolve().parent
-CODE = ("handler.py", "inputs.py", "classifier.py", "bert.py", "weights.py")
+CODE = ("handler.py", "inputs.py", "classifier.py", "bert.py", "packed.py", "weights.py")
 INT8 = "model.int8.safetensors"
 INDEX = "model.safetensors.index.json"
 FROM_HUB = ["config.json", "tokenizer.json", "tokenizer_config.json", "model*.safetensors", INDEX]

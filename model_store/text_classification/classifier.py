@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any, TypedDict
 
 import torch
 from bert import with_weights
+from packed import PackedBert
 from tokenizers import Tokenizer
 from torch import Tensor, nn
 from weights import unpack
@@ -19,7 +20,7 @@ if TYPE_CHECKING:
     from pathlib import Path
 
 WEIGHTS = "weights.pt"
-CHUNK = 32  # instances in one forward pass: beyond it a processor gains nothing more
+MOST_TOKENS = 1024  # in one forward pass, padding included: beyond it a processor gains nothing more
 PRECISIONS = ("auto", "fp32", "bf16")
 WORTH_IT = 1.2  # bf16 costs three digits: it has to be at least this many times faster
 PROBE = (8, 24)  # instances and tokens in the trial that decides
@@ -50,30 +51,24 @@ class Classifier:
         self.tokenizer.no_padding()
         self.tokenizer.enable_truncation(self.config["max_tokens"])
         load = load_bert if (folder / WEIGHTS).exists() else load_transformers
-        model, pad = load(folder, self.config)
-        # Without an id of its own for padding (GPT-2), transformers takes no batches.
-        self.pad, self.chunk = (0, 1) if pad is None else (pad, CHUNK)
-        self.model = in_precision(model.eval().to(self.device), precision, self.device)
+        model = load(folder, self.config)
+        self.pad, self.most = (0, 0) if model.pad is None else (model.pad, MOST_TOKENS)
+        self.model = in_precision(model.eval().to(self.device), precision)
 
     def __call__(self, texts: list[str]) -> list[Prediction]:
-        """Sorted by length and cut into chunks, so that a forward pass carries little padding."""
+        """Sorted by length, so that a forward pass carries little or no padding."""
         tokens = [encoding.ids or [self.pad] for encoding in self.tokenizer.encode_batch(texts)]
         order = sorted(range(len(texts)), key=lambda i: len(tokens[i]))
         predictions: dict[int, Prediction] = {}
-        for start in range(0, len(order), self.chunk):
-            chunk = order[start : start + self.chunk]
-            rows = self.probabilities([tokens[i] for i in chunk])
-            predictions.update(zip(chunk, map(self.prediction, rows), strict=True))
+        for chosen in cut(order, [len(tokens[i]) for i in order], self.most):
+            rows = self.probabilities([tokens[i] for i in chosen])
+            predictions.update(zip(chosen, map(self.prediction, rows), strict=True))
         return [predictions[i] for i in range(len(texts))]
 
     @torch.inference_mode()
     def probabilities(self, tokens: list[list[int]]) -> list[list[float]]:
         """Token ids, a list for each text → probabilities (texts, labels)."""
-        length = max(map(len, tokens))
-        ids = torch.tensor([row + [self.pad] * (length - len(row)) for row in tokens], device=self.device)
-        lengths = torch.tensor([len(row) for row in tokens], device=self.device)
-        mask = torch.arange(length, device=self.device) < lengths[:, None]
-        logits = self.model(ids, mask).float()
+        logits = self.model(tokens).float()
         chances = logits.sigmoid() if self.multi_label else logits.softmax(-1)
         rows: list[list[float]] = chances.tolist()
         return rows
@@ -93,14 +88,34 @@ class Classifier:
         return "bf16" if next(self.model.parameters()).dtype == torch.bfloat16 else "fp32"
 
 
-class TransformersModel(nn.Module):
-    """A transformers model behind the signature of ours: ids and mask (batch, length) → logits."""
+def cut(order: list[int], lengths: list[int], most: int) -> list[list[int]]:
+    """`order` in parts whose longest, by `lengths`, times their number is `most` at most, or one each."""
+    parts: list[list[int]] = []
+    for which, length in zip(order, lengths, strict=True):
+        if parts and length * (len(parts[-1]) + 1) <= most:
+            parts[-1].append(which)
+        else:
+            parts.append([which])
+    return parts
 
-    def __init__(self, inner: nn.Module) -> None:
+
+class TransformersModel(nn.Module):
+    """A transformers model behind the signature of ours: token ids, a list for each text → logits.
+
+    Without an id of its own for padding (GPT-2), transformers takes no batches.
+    """
+
+    def __init__(self, inner: nn.Module, pad: int | None) -> None:
         super().__init__()
         self.inner = inner
+        self.pad = pad
 
-    def forward(self, ids: Tensor, mask: Tensor) -> Tensor:
+    def forward(self, texts: list[list[int]]) -> Tensor:
+        device = next(self.inner.parameters()).device
+        length = max(map(len, texts))
+        ids = torch.tensor([text + [self.pad or 0] * (length - len(text)) for text in texts], device=device)
+        lengths = torch.tensor([len(text) for text in texts], device=device)
+        mask = torch.arange(length, device=device) < lengths[:, None]
         logits: Tensor = self.inner(input_ids=ids, attention_mask=mask.long()).logits
         return logits
 
@@ -111,14 +126,12 @@ def labels_of(config: dict[str, Any]) -> list[str]:
     return [by_id[i] for i in range(len(by_id))]
 
 
-def load_bert(folder: Path, config: dict[str, Any]) -> tuple[nn.Module, int | None]:
-    """The model and the id it pads with."""
+def load_bert(folder: Path, config: dict[str, Any]) -> PackedBert:
     state = torch.load(folder / WEIGHTS, weights_only=True, mmap=True)
-    return with_weights(config, unpack(state)), config.get("pad_token_id") or 0
+    return PackedBert(with_weights(config, unpack(state)), config.get("pad_token_id") or 0)
 
 
-def load_transformers(folder: Path, config: dict[str, Any]) -> tuple[nn.Module, int | None]:
-    """The model and the id it pads with, if it has one."""
+def load_transformers(folder: Path, config: dict[str, Any]) -> TransformersModel:
     try:
         from transformers import AutoModelForSequenceClassification  # noqa: PLC0415  (126 MB that BERT needs not)
     except ImportError as error:
@@ -131,10 +144,10 @@ def load_transformers(folder: Path, config: dict[str, Any]) -> tuple[nn.Module, 
     )
     if missing := sorted(report["missing_keys"]):  # transformers would make numbers up for them
         raise ValueError(f"The weights lack {len(missing)} tensors, {missing[0]} among them.")
-    return TransformersModel(model.float()), model.config.pad_token_id
+    return TransformersModel(model.float(), model.config.pad_token_id)
 
 
-def in_precision(model: nn.Module, precision: str, device: torch.device) -> nn.Module:
+def in_precision(model: nn.Module, precision: str) -> nn.Module:
     """`model` in the precision asked for; "auto" takes bf16 where this processor is WORTH_IT faster with it.
 
     AMX and AVX512-BF16 make bf16 two to three times faster than fp32, processors without them far slower:
@@ -145,13 +158,13 @@ def in_precision(model: nn.Module, precision: str, device: torch.device) -> nn.M
     if precision == "fp32":
         return model
     half = copy.deepcopy(model).to(torch.bfloat16)
-    return half if precision == "bf16" or is_faster(half, model, device) else model
+    return half if precision == "bf16" or is_faster(half, model) else model
 
 
-def is_faster(half: nn.Module, model: nn.Module, device: torch.device) -> bool:
+def is_faster(half: nn.Module, model: nn.Module) -> bool:
     """Whether one of three passes of `half` is WORTH_IT times as fast as the best of three of `model`."""
-    limit = min(passes(model, device)) / WORTH_IT
-    for seconds in passes(half, device):
+    limit = min(passes(model)) / WORTH_IT
+    for seconds in passes(half):
         if seconds <= limit:
             return True
         if seconds > 2 * limit:  # a processor that has to emulate bf16: no need to wait for more of it
@@ -159,13 +172,14 @@ def is_faster(half: nn.Module, model: nn.Module, device: torch.device) -> bool:
     return False
 
 
-def passes(model: nn.Module, device: torch.device) -> Iterator[float]:
+def passes(model: nn.Module) -> Iterator[float]:
     """Seconds of three forward passes over PROBE, after one to warm up."""
-    ids = torch.zeros(PROBE, dtype=torch.long, device=device)
-    mask = torch.ones(PROBE, dtype=torch.bool, device=device)
+    count, length = PROBE
     for i in range(4):
         begun = time.perf_counter()
         with torch.inference_mode():
-            model(ids, mask).sum().item()  # a GPU answers before it is done: reading a number waits for it
+            model(
+                [[0] * length] * count
+            ).sum().item()  # a GPU answers before it is done: reading waits for it
         if i > 0:
             yield time.perf_counter() - begun

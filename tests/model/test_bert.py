@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+from itertools import permutations
+
 import pytest
 import torch
 from bert import BertForSequenceClassification, covers, with_weights
+from packed import PackedBert
 from tiny_bert import CONFIG, weights
 
 IDS = [[2, 4, 5, 7, 3], [2, 9, 10, 11, 12, 5, 7, 14, 3], [2, 8, 3], [2, 6, 1, 13, 15, 16, 18, 17, 3]]
@@ -32,6 +35,22 @@ def padded() -> tuple[torch.Tensor, torch.Tensor]:
 @torch.inference_mode()
 def test_the_logits_of_a_padded_batch_are_those_of_transformers(model: BertForSequenceClassification) -> None:
     torch.testing.assert_close(model(*padded()), torch.tensor(EXPECTED), atol=1e-5, rtol=0)
+
+
+@torch.inference_mode()
+@pytest.mark.parametrize("order", list(permutations(range(4))))
+def test_texts_in_one_row_get_the_same_logits(
+    model: BertForSequenceClassification, order: tuple[int, ...]
+) -> None:
+    found = PackedBert(model, pad=0)([IDS[i] for i in order])
+    torch.testing.assert_close(found, torch.tensor([EXPECTED[i] for i in order]), atol=1e-5, rtol=0)
+
+
+@torch.inference_mode()
+def test_the_mean_of_a_text_in_one_row_is_that_of_its_own_tokens() -> None:
+    state = {name: value for name, value in weights(CONFIG).items() if "pooler" not in name}
+    model = with_weights(CONFIG | {"pooling": "mean"}, state)
+    torch.testing.assert_close(PackedBert(model, pad=0)(IDS), model(*padded()), atol=1e-5, rtol=0)
 
 
 @torch.inference_mode()
