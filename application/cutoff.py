@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import math
-from typing import TYPE_CHECKING, Self
+from typing import TYPE_CHECKING, Any, Self
 
 if TYPE_CHECKING:
     from types import TracebackType
@@ -25,48 +25,49 @@ class Cutoffs:
         self._first = math.inf
         self._timer: asyncio.TimerHandle | None = None
 
-    def at(self, when: float) -> Cutoff:
-        """A context that ends the current task with TimeoutError at `when`, of the event loop's clock."""
+    def at(self, when: float, loop: asyncio.AbstractEventLoop) -> Cutoff:
+        """A context that ends the current task with TimeoutError at `when`, of the clock of its `loop`."""
         tick = math.ceil(when * TICKS)
         due = self._due.get(tick)
         if due is None:
             due = self._due[tick] = set()
             if tick < self._first:
-                self._set_timer(tick)
-        return Cutoff(due)
+                self._set_timer(tick, loop)
+        task = asyncio.current_task(loop)
+        assert task is not None
+        return Cutoff(due, task)
 
-    def _set_timer(self, tick: int) -> None:
+    def _set_timer(self, tick: int, loop: asyncio.AbstractEventLoop) -> None:
         if self._timer is not None:
             self._timer.cancel()
         self._first = tick
-        self._timer = asyncio.get_running_loop().call_at(tick / TICKS, self._sweep)
+        self._timer = loop.call_at(tick / TICKS, self._sweep, loop)
 
-    def _sweep(self) -> None:
+    def _sweep(self, loop: asyncio.AbstractEventLoop) -> None:
         self._timer = None
         for cutoff in list(self._due.pop(int(self._first))):
             cutoff.cut()
         self._first = math.inf
         if self._due:
-            self._set_timer(min(self._due))
+            self._set_timer(min(self._due), loop)
 
 
 class Cutoff:
-    """`with` this, the current task is cancelled when its time comes, and that becomes a TimeoutError.
+    """`with` this, its task is cancelled when its time comes, and that becomes a TimeoutError.
 
     As `asyncio.timeout_at`, whose rules about cancellation from elsewhere it keeps.
     """
 
     __slots__ = ("_cancelling", "_due", "_task", "passed")
 
-    def __init__(self, due: set[Cutoff]) -> None:
+    def __init__(self, due: set[Cutoff], task: asyncio.Task[Any]) -> None:
         self._due = due
+        self._task = task
+        self._cancelling = 0
         self.passed = False
 
     def __enter__(self) -> Self:
-        task = asyncio.current_task()
-        assert task is not None
-        self._task = task
-        self._cancelling = task.cancelling()
+        self._cancelling = self._task.cancelling()
         self._due.add(self)
         return self
 

@@ -85,10 +85,11 @@ def configure(style: Literal["auto", "json", "console"], level: str, *, access: 
 def log_event(event: Event) -> None:
     """An Observer that writes what happened to the fleet."""
     match event:
+        case BatchSent() if not LOGGER.isEnabledFor(logging.DEBUG):
+            pass  # there are thousands a second
         case BatchSent(model, instances, requests, waited):
-            if LOGGER.isEnabledFor(logging.DEBUG):  # there are thousands a second
-                fields = {"model": str(model), "instances": instances, "requests": requests, "waited": waited}
-                LOGGER.debug("batch sent", extra={"fields": fields})
+            fields = {"model": str(model), "instances": instances, "requests": requests, "waited": waited}
+            LOGGER.debug("batch sent", extra={"fields": fields})
         case AttemptFailed(server, model, reason):
             fields = {"server": server, "model": str(model), "reason": reason}
             LOGGER.warning("attempt failed", extra={"fields": fields})

@@ -26,7 +26,8 @@ class AttemptTimeout:
         self._cutoffs = Cutoffs()
 
     async def __call__(self, request: PredictionRequest) -> PredictionResult:
-        cutoff = self._cutoffs.at(asyncio.get_running_loop().time() + self._seconds)
+        loop = asyncio.get_running_loop()
+        cutoff = self._cutoffs.at(loop.time() + self._seconds, loop)
         try:
             with cutoff:
                 return await self._inner(request)

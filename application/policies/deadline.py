@@ -28,7 +28,8 @@ class Deadline:
         self._cutoffs = Cutoffs()
 
     async def __call__(self, request: PredictionRequest) -> PredictionResult:
-        now = asyncio.get_running_loop().time()
+        loop = asyncio.get_running_loop()
+        now = loop.time()
         deadline = request.deadline
         if deadline is None:
             deadline = now + self._default
@@ -36,7 +37,7 @@ class Deadline:
             raise DeadlineExceeded
         elif deadline > now + self._cap:
             deadline = now + self._cap
-        cutoff = self._cutoffs.at(deadline)
+        cutoff = self._cutoffs.at(deadline, loop)
         try:
             with cutoff:
                 return await self._inner(request.until(deadline))
