@@ -86,7 +86,8 @@ class PredictionService:
         return self._fleet.resolve(asked, request.server)
 
     def _ask(self, model: ModelRef, request: PredictionRequest) -> Awaitable[PredictionResult]:
-        return self._pipeline(model).predict(request if model == request.model else request.to(model))
+        pipeline = self._pipelines.get(model) or self._pipeline(model)
+        return pipeline.predict(request if model == request.model else request.to(model))
 
     def recall(self, request: PredictionRequest) -> PredictionResult | PredictionRequest:
         """What `predict` would answer, where that is known without waiting; else what it is to be asked."""

@@ -28,6 +28,8 @@ def fingerprints_for(model: ModelRef, request: PredictionRequest) -> tuple[bytes
     question = _question(request.partition, model.name, model.version)
     if request.parameters:
         question = _continued(question, request.parameters)  # an object: it ends where the instance begins
+    if len(request.instances) == 1:
+        return (_continued(question, request.instances[0]).digest(),)
     return tuple([_continued(question, instance).digest() for instance in request.instances])
 
 

@@ -34,7 +34,10 @@ class Caching:
             known = await self._cache.get(keys)
         if None not in known:
             return remembered(request.model, known)
-        missing = {keys[i]: i for i, each in enumerate(known) if each is None}
+        if len(keys) == 1:
+            missing = {keys[0]: 0}
+        else:
+            missing = {keys[i]: i for i, each in enumerate(known) if each is None}
         # As a rule none is known and none comes twice, and then the request goes on as it is.
         same = len(missing) == len(request.fingerprints)
         result = await self._inner(request if same else request.only(missing.values(), keys))

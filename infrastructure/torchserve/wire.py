@@ -66,7 +66,7 @@ def predictions(body: bytes, expected: int) -> tuple[Prediction, ...]:
         raise ValueError("neither a list nor an object with a list of predictions")  # noqa: TRY004  the answer is wrong, not a caller's type
     if len(found) != expected:
         raise ValueError(f"{len(found)} predictions for {expected} instances")
-    return tuple([prediction(each) for each in found])
+    return tuple(map(prediction, found))
 
 
 def prediction(value: Json) -> Prediction:

@@ -57,9 +57,12 @@ def ask(gateway: Gateway, exchange: Exchange, headers: Headers, text: bytes) -> 
     body = decode(text, gateway.limits.max_instances)
     exchange.model = body.model_name
     exchange.asked = time.perf_counter()
+    model, instances = ModelRef(body.model_name, body.model_version), tuple(body.instances)
+    if preferences.none(headers):
+        return PredictionRequest(model, instances, body.parameters, body.server)
     return PredictionRequest(
-        ModelRef(body.model_name, body.model_version),
-        tuple(body.instances),
+        model,
+        instances,
         body.parameters,
         body.server,
         preferences.deadline(headers),

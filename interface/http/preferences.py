@@ -17,11 +17,17 @@ if TYPE_CHECKING:
 
     Headers = Mapping[bytes, bytes]
 
+NAMES = {b"x-request-timeout", b"cache-control", b"priority", b"prefer", b"idempotency-key"}
 BULK = b"5"  # and less urgent: 0 is the most urgent, 3 the default, 7 background work (RFC 9218)
 
 _URGENCY = re.compile(rb"(?:^|,)\s*u=([0-7])\s*(?:$|[,;])")
 _WAIT = re.compile(rb"(?:^|,)\s*wait\s*=\s*\"?([0-9]{1,99})\"?\s*(?:$|[,;])", re.IGNORECASE)
 _KEY = re.compile(rb"[!-~]{1,255}")
+
+
+def none(headers: Headers) -> bool:
+    """Whether there is nothing that this module reads, as a rule."""
+    return NAMES.isdisjoint(headers)
 
 
 def by_name(lines: Sequence[tuple[bytes, bytes]]) -> Headers:

@@ -188,7 +188,8 @@ class GatewayProtocol(HttpToolsProtocol):
         if not self.transport.is_closing():
             if self.timeout_keep_alive_task is None:
                 self._look_later(self.timeout_keep_alive)
-            self.flow.resume_reading()
+            if self.flow.read_paused:
+                self.flow.resume_reading()
 
     def _unset_keepalive_if_required(self) -> None:
         """The timer goes on: when its time has come it looks whether the connection was idle."""
