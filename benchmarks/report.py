@@ -99,7 +99,7 @@ REASONS: dict[str, str] = {
     ),
     "light, unique texts, 64 callers: through us / direct at its best": (
         "On two cores that load, gateway, TorchServe and its worker share, the gateway's own time decides, "
-        "0.13 ms a request, and the neighbours of this virtual machine: rounds of one run gave 0.96 to 1.37."
+        "0.13 ms a request, and the neighbours of this virtual machine: two runs gave 1.29 and 1.22."
     ),
     "accepting jobs, 32 callers: embedded / distributed": (
         "HTTP, JSON and the record are the larger part of both, and what makes them cheaper makes both "
