@@ -82,7 +82,7 @@ REASONS: dict[str, str] = {
         "resumptions. Caching a miss and coalescing cost the most (the table of policies): a task that "
         "outlives its caller, fingerprint, JSON for the cache. With batches it is less, as the call to the "
         "model is shared. This machine's neighbours weigh more on Python than on nginx: single rounds of an "
-        "evening gave 5.04 to 7.5, whole runs 6.93, and 6.52, 6.75, 6.46, 6.19 while calls were being saved."
+        "evening gave 5.0 to 7.5, whole runs 6.93, then 6.52, 6.75, 6.46, 6.19 and 5.36 as calls were saved."
     ),
     "latency added over direct at 1 caller (p50)": (
         "The load and the stub share a core and the gateway has the other: four wakings across cores, "
