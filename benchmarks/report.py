@@ -90,7 +90,7 @@ REASONS: dict[str, str] = {
         "with cold caches."
     ),
     "sentiment, unique texts, 64 callers: through us / direct at its best": (
-        "The model's worker is busy for 94 to 98 % of the time on both sides, and computes no padding, "
+        "The model's worker is busy for 92 to 99 % of the time on both sides, and computes no padding, "
         "whoever makes the batch (docs/decisions/0009-no-padding.md), so neither side can be much faster. "
         "Two runs gave 1.10 and 0.92: in a round of 4 s, batches of 64 come in steps of 16 a second."
     ),
