@@ -174,3 +174,10 @@ def test_a_ttl_is_told_in_whole_seconds_and_never_as_over() -> None:
     result = PredictionResult(ModelRef("m", "1"), (1,), 0.0, CacheUse(1, 1, 0.2))
 
     assert preferences.cache_status(result) == b"model-dispatcher; hit; ttl=1"
+
+
+@pytest.mark.parametrize(
+    "name", ["x-request-timeout", "cache-control", "priority", "prefer", "idempotency-key"]
+)
+def test_whoever_says_what_is_wanted_is_heard(name: str) -> None:
+    assert not preferences.none({name.encode(): b"1"})
